@@ -1,0 +1,334 @@
+//! The applier: committed entries in, outcomes out; one batch and one commit for everything that was handed over together.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tally_backend::{Applied, Backend, Bucket, StorageError, WriteBatch};
+use tally_mvcc::{CheckError, Options as KvOptions, WriteError, Writer};
+
+use crate::alarm::{Alarm, AlarmCommand, Alarms};
+use crate::command::{Command, DecodeError};
+use crate::gate;
+use crate::member::Members;
+use crate::outcome::{Outcome, Rejection, Reply};
+use crate::reads::{Reads, Shared};
+use crate::root;
+
+/// The feature level of a new store, and the highest that this program knows.
+pub const FEATURE_LEVEL: u32 = 1;
+
+const LEVEL_KEY: &[u8] = b"apply.level";
+
+/// One committed log entry, in log order.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// Its index in the log.
+    pub index: u64,
+    /// The term it was proposed in.
+    pub term: u64,
+    /// What it carries.
+    pub body: Body,
+}
+
+/// What a log entry carries.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// Nothing: a new leader's first entry.
+    Blank,
+    /// An encoded [`Command`].
+    Command(Bytes),
+    /// The consensus membership in force from here, opaque to this crate.
+    Membership(Bytes),
+}
+
+/// Why a store does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The backend failed.
+    #[error("cannot read the store")]
+    Storage(#[from] StorageError),
+    /// The key-value store does not open.
+    #[error("cannot open the key-value store")]
+    Kv(#[from] tally_mvcc::OpenError),
+    /// A record does not decode.
+    #[error("the {what} under key {key:02x?} is damaged: restore this member from a snapshot or a backup")]
+    Corrupt {
+        /// Which kind of record.
+        what: &'static str,
+        /// Its key.
+        key: Vec<u8>,
+    },
+    /// A member's record does not decode.
+    #[error("the member record under key {key:02x?} is damaged")]
+    Member {
+        /// Its key.
+        key: Vec<u8>,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+    /// The state found is not the one that was written with the applied index.
+    #[error(
+        "the state on disk at index {index} has root {found:032x}, but {stored:032x} was stored with it: the data was \
+         changed outside of Tally or the disk returned other bytes; restore this member from a snapshot or a backup"
+    )]
+    Root {
+        /// The applied index.
+        index: u64,
+        /// The root over what was read.
+        found: u128,
+        /// The root stored with the index.
+        stored: u128,
+    },
+    /// The cluster has moved to a feature level that this program does not know.
+    #[error("the store is at feature level {found}, this program knows up to {FEATURE_LEVEL}: run a newer version")]
+    FeatureLevel {
+        /// The level found.
+        found: u32,
+    },
+}
+
+/// Why applying must stop: not a refusal but a replica that can no longer follow its log. The process has to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// A committed entry does not decode.
+    #[error("committed entry {index} cannot be decoded")]
+    Decode {
+        /// The entry's index.
+        index: u64,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+    /// Entries did not come in log order without holes.
+    #[error("entry {index} was handed over after {applied} was applied")]
+    Order {
+        /// The entry's index.
+        index: u64,
+        /// The last index applied.
+        applied: u64,
+    },
+    /// An entry moved the cluster to a feature level that this program does not know.
+    #[error("committed entry {index} needs feature level {level}, this program knows up to {FEATURE_LEVEL}")]
+    FeatureLevel {
+        /// The entry's index.
+        index: u64,
+        /// The level it sets.
+        level: u32,
+    },
+    /// The backend failed.
+    #[error("the store failed while applying entry {index}")]
+    Storage {
+        /// The entry's index, or the last of the chunk.
+        index: u64,
+        /// What failed.
+        source: StorageError,
+    },
+    /// A check could not be made: stored data is unreadable or contradicts the index.
+    #[error("the store could not check entry {index}")]
+    Check {
+        /// The entry's index.
+        index: u64,
+        /// What was found.
+        source: CheckError,
+    },
+    /// A checked entry could not be carried out: stored data is unreadable or contradicts the index.
+    #[error("the store could not carry out entry {index}")]
+    Write {
+        /// The entry's index.
+        index: u64,
+        /// What was found.
+        source: WriteError,
+    },
+    /// An earlier call was fatal.
+    #[error("applying stopped at an earlier error")]
+    Stopped,
+}
+
+/// The single writer of a replica's state.
+pub struct Applier {
+    backend: Backend,
+    kv: Writer,
+    alarms: Alarms,
+    members: Members,
+    level: u32,
+    applied: Applied,
+    shared: Arc<ArcSwap<Shared>>,
+    stopped: bool,
+}
+
+/// Leases are not granted in this version, so no put can name one that exists.
+fn lease_exists(_lease: i64) -> bool {
+    false
+}
+
+impl Applier {
+    /// Opens the state kept in `backend`, rebuilds what is derived and proves the root.
+    ///
+    /// # Errors
+    /// [`OpenError`]: what cannot be read, or a root that differs from the one stored with the applied index.
+    pub fn open(backend: Backend, options: KvOptions) -> Result<(Self, Reads), OpenError> {
+        let (kv, reader) = tally_mvcc::open(&backend, options)?;
+        let tx = backend.read();
+        let level = match tx.get(Bucket::Meta, LEVEL_KEY)? {
+            None => FEATURE_LEVEL,
+            Some(value) => {
+                let bytes: [u8; 4] = value[..]
+                    .try_into()
+                    .map_err(|_| OpenError::Corrupt { what: "feature level", key: LEVEL_KEY.to_vec() })?;
+                u32::from_be_bytes(bytes)
+            }
+        };
+        if level > FEATURE_LEVEL {
+            return Err(OpenError::FeatureLevel { found: level });
+        }
+        let (alarms, members) = (Alarms::load(&tx)?, Members::load(&tx)?);
+        drop(tx);
+        let applied = backend.applied();
+        let found = root::combine(kv.root(), alarms.sum(), members.sum(), level);
+        if applied.index > 0 && found != applied.root {
+            return Err(OpenError::Root { index: applied.index, found, stored: applied.root });
+        }
+        let shared = Arc::new(ArcSwap::from_pointee(Shared {
+            applied: applied.clone(),
+            alarms: alarms.list().into(),
+            members: members.list().into(),
+            level,
+        }));
+        let reads = Reads::new(reader, Arc::clone(&shared));
+        Ok((Self { backend, kv, alarms, members, level, applied, shared, stopped: false }, reads))
+    }
+
+    /// The last entry applied, with the root after it.
+    pub fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    /// Applies consecutive entries with one atomic commit, then shows them to readers. The outcomes are in entry order.
+    ///
+    /// Cost: O(log n) per key touched; a delete of a range or a compaction costs what it removes.
+    ///
+    /// # Errors
+    /// [`Fatal`]: the replica cannot follow its log. Nothing of the chunk is visible or kept, and every later call fails.
+    pub fn apply(&mut self, entries: &[Committed]) -> Result<Vec<Outcome>, Fatal> {
+        if self.stopped {
+            return Err(Fatal::Stopped);
+        }
+        let result = self.apply_chunk(entries);
+        self.stopped = result.is_err();
+        result
+    }
+
+    fn apply_chunk(&mut self, entries: &[Committed]) -> Result<Vec<Outcome>, Fatal> {
+        let Some(last) = entries.last() else { return Ok(Vec::new()) };
+        let mut batch = self.backend.batch();
+        let mut outcomes = Vec::with_capacity(entries.len());
+        let mut membership = None;
+        let (mut at, mut small_state_changed) = (self.applied.index, false);
+        for entry in entries {
+            if entry.index != at + 1 {
+                return Err(Fatal::Order { index: entry.index, applied: at });
+            }
+            at = entry.index;
+            let result = match &entry.body {
+                Body::Blank => Ok(Reply::Done),
+                Body::Membership(voters) => {
+                    membership = Some(voters.clone());
+                    Ok(Reply::Done)
+                }
+                Body::Command(encoded) => {
+                    let command =
+                        Command::decode(encoded).map_err(|source| Fatal::Decode { index: entry.index, source })?;
+                    small_state_changed |= !matches!(
+                        command,
+                        Command::Put(_) | Command::DeleteRange(_) | Command::Txn(_) | Command::Compact { .. }
+                    );
+                    self.apply_command(entry.index, command, &mut batch)?
+                }
+            };
+            outcomes.push(Outcome { revision: self.kv.revision(), result });
+        }
+        let applied = Applied {
+            index: last.index,
+            term: last.term,
+            root: root::combine(self.kv.root(), self.alarms.sum(), self.members.sum(), self.level),
+            membership: membership.unwrap_or_else(|| self.applied.membership.clone()),
+        };
+        self.commit(batch, applied, small_state_changed)?;
+        Ok(outcomes)
+    }
+
+    /// Durable order: effects and index in one write, and only then anything that a reader can see.
+    fn commit(&mut self, mut batch: WriteBatch, applied: Applied, small_state_changed: bool) -> Result<(), Fatal> {
+        self.kv.stage_meta(&mut batch);
+        batch.commit(&applied).map_err(|source| Fatal::Storage { index: applied.index, source })?;
+        self.kv.publish();
+        self.applied = applied;
+        let shared = self.shared.load();
+        let (alarms, members) = if small_state_changed {
+            (self.alarms.list().into(), self.members.list().into())
+        } else {
+            (Arc::clone(&shared.alarms), Arc::clone(&shared.members))
+        };
+        self.shared.store(Arc::new(Shared { applied: self.applied.clone(), alarms, members, level: self.level }));
+        Ok(())
+    }
+
+    fn apply_command(
+        &mut self,
+        index: u64,
+        command: Command,
+        batch: &mut WriteBatch,
+    ) -> Result<Result<Reply, Rejection>, Fatal> {
+        if let Err(rejection) = gate::check(&self.alarms, &command) {
+            return Ok(Err(rejection));
+        }
+        let write = |source| Fatal::Write { index, source };
+        let checked = |error| match error {
+            CheckError::Rejected(rejection) => Ok(Rejection::Kv(rejection)),
+            source => Err(Fatal::Check { index, source }),
+        };
+        let reply = match command {
+            Command::Put(request) => match self.kv.check_put_with_leases(&request, &lease_exists) {
+                Ok(()) => Reply::Put(self.kv.put(&request, batch).map_err(write)?),
+                Err(error) => return checked(error).map(Err),
+            },
+            Command::DeleteRange(request) => Reply::DeleteRange(self.kv.delete_range(&request, batch).map_err(write)?),
+            Command::Txn(request) => match self.kv.check_with_leases(&request, &lease_exists) {
+                Ok(plan) => Reply::Txn(self.kv.act(plan, &request, batch).map_err(write)?),
+                Err(error) => return checked(error).map(Err),
+            },
+            Command::Compact { revision } => match self.kv.check_compact(revision) {
+                Ok(()) => {
+                    self.kv.compact(revision, batch).map_err(write)?;
+                    Reply::Compact
+                }
+                Err(rejection) => return Ok(Err(rejection.into())),
+            },
+            Command::Alarm(command) => self.alarm(command, batch),
+            Command::SetFeatureLevel { level } => return self.set_level(index, level, batch),
+            Command::SetMember(member) => {
+                self.members.set(member, batch);
+                Reply::Done
+            }
+        };
+        Ok(Ok(reply))
+    }
+
+    fn alarm(&mut self, command: AlarmCommand, batch: &mut WriteBatch) -> Reply {
+        self.alarms.act(command, batch);
+        let alarm = Alarm { member_id: command.member_id, kind: command.kind };
+        Reply::Alarm(self.alarms.list().contains(&alarm).then_some(alarm))
+    }
+
+    fn set_level(&mut self, index: u64, level: u32, batch: &mut WriteBatch) -> Result<Result<Reply, Rejection>, Fatal> {
+        if level > FEATURE_LEVEL {
+            return Err(Fatal::FeatureLevel { index, level });
+        }
+        if level < self.level {
+            return Ok(Err(Rejection::FeatureLevel { requested: level, current: self.level }));
+        }
+        self.level = level;
+        batch.put(Bucket::Meta, LEVEL_KEY, &level.to_be_bytes());
+        Ok(Ok(Reply::Done))
+    }
+}

@@ -1,0 +1,145 @@
+//! What can be proposed: the commands, and the envelope around their encoding.
+//!
+//! An encoded command is the codec version (1 byte), the command's tag (1 byte) and its fields (see `codec`). Those bytes are
+//! what the log stores and what peers receive. Whatever is random or timed was fixed by the proposer and travels inside.
+//!
+//! | tag | command | since |
+//! |---|---|---|
+//! | 1 | put | 0.1 |
+//! | 2 | delete range | 0.1 |
+//! | 3 | transaction | 0.1 |
+//! | 4 | compact | 0.1 |
+//! | 5 | alarm | 0.1 |
+//! | 6 | set feature level | 0.1 |
+//! | 7 | set member | 0.1 |
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tally_mvcc::{DeleteRequest, PutRequest, TxnRequest};
+
+use crate::alarm::AlarmCommand;
+use crate::member::Member;
+
+/// The version of the encoding that this program writes and reads.
+pub const CODEC_VERSION: u8 = 1;
+
+/// How deep transactions may nest inside a command; the server's limit on a request is lower or equal.
+pub const TXN_DEPTH_MAX: usize = tally_mvcc::MAX_TXN_DEPTH;
+
+/// One replicated command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Set one key.
+    Put(PutRequest),
+    /// Delete a key or a range of keys.
+    DeleteRange(DeleteRequest),
+    /// Compare, then do one of two lists of operations, as one revision.
+    Txn(TxnRequest),
+    /// Forget the history below a revision.
+    Compact {
+        /// The lowest revision that stays readable.
+        revision: i64,
+    },
+    /// Raise or clear an alarm.
+    Alarm(AlarmCommand),
+    /// Move the cluster to a feature level: what commands *mean* is chosen by it, never by a program's version.
+    SetFeatureLevel {
+        /// The new level; lower than the current one is refused.
+        level: u32,
+    },
+    /// Record a member's name and URLs.
+    SetMember(Member),
+}
+
+/// Why bytes are not a command that this program can apply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The envelope's version is newer than this program.
+    #[error("command encoding version {found} needs a newer program: this one reads up to {CODEC_VERSION}")]
+    Version {
+        /// The version found.
+        found: u8,
+    },
+    /// The tag names no command known here.
+    #[error("command tag {tag} is unknown: it needs a version newer than {}", env!("CARGO_PKG_VERSION"))]
+    UnknownCommand {
+        /// The tag found.
+        tag: u8,
+    },
+    /// A field is not known here, and skipping it could change what the command does.
+    #[error("field {number} of {command} is unknown: it needs a version newer than {}", env!("CARGO_PKG_VERSION"))]
+    UnknownField {
+        /// The command or part of a command.
+        command: &'static str,
+        /// The field number found.
+        number: u8,
+    },
+    /// A field has another type or a value outside its range.
+    #[error("field {number} of {command} has a wrong type or value")]
+    WrongType {
+        /// The command or part of a command.
+        command: &'static str,
+        /// The field number.
+        number: u8,
+    },
+    /// A field that must be there is not.
+    #[error("{command} lacks field {number}")]
+    Missing {
+        /// The command or part of a command.
+        command: &'static str,
+        /// The field number.
+        number: u8,
+    },
+    /// Transactions nest deeper than [`TXN_DEPTH_MAX`].
+    #[error("transactions nest deeper than {TXN_DEPTH_MAX}")]
+    TooDeep,
+    /// The bytes end inside a field.
+    #[error("the command ends inside a field")]
+    Truncated,
+    /// The bytes break the encoding itself.
+    #[error("the command is malformed: {what}")]
+    Malformed {
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+impl Command {
+    /// Appends the encoded command to `out`.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u8(CODEC_VERSION);
+        out.put_u8(self.tag());
+        crate::encode::body(self, out);
+    }
+
+    /// The encoded command in a buffer of its own.
+    pub fn to_bytes(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(crate::encode::size_hint(self));
+        self.encode(&mut out);
+        out.freeze()
+    }
+
+    /// Decodes a command; keys and values are slices of `encoded`, not copies.
+    ///
+    /// # Errors
+    /// [`DecodeError`] says what is wrong. For a *committed* entry that is fatal: another replica may understand it.
+    pub fn decode(encoded: &Bytes) -> Result<Self, DecodeError> {
+        let [version, tag, ..] = encoded[..] else { return Err(DecodeError::Truncated) };
+        if version != CODEC_VERSION {
+            return Err(DecodeError::Version { found: version });
+        }
+        crate::decode::body(tag, encoded.slice(2..))
+    }
+
+    /// The command's tag, which also orders the table above.
+    fn tag(&self) -> u8 {
+        match self {
+            Self::Put(_) => 1,
+            Self::DeleteRange(_) => 2,
+            Self::Txn(_) => 3,
+            Self::Compact { .. } => 4,
+            Self::Alarm(_) => 5,
+            Self::SetFeatureLevel { .. } => 6,
+            Self::SetMember(_) => 7,
+        }
+    }
+}

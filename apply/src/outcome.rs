@@ -1,0 +1,53 @@
+//! What became of an entry. A refusal is as much a replicated value as a reply: every replica computes the same one.
+
+use tally_mvcc::{DeleteReply, PutReply, TxnReply};
+
+use crate::alarm::Alarm;
+
+/// What applying one entry answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The store's revision after the entry: what the response header carries.
+    pub revision: i64,
+    /// The reply, or the refusal.
+    pub result: Result<Reply, Rejection>,
+}
+
+/// The answer to an accepted command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// To a put.
+    Put(PutReply),
+    /// To a delete.
+    DeleteRange(DeleteReply),
+    /// To a transaction.
+    Txn(TxnReply),
+    /// To a compaction.
+    Compact,
+    /// To an alarm command: the alarm it named, if it is raised now.
+    Alarm(Option<Alarm>),
+    /// To an entry with nothing to say: a blank one, membership, a member's attributes, a feature level.
+    Done,
+}
+
+/// Why a command was refused, changing nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// The key-value store refuses it.
+    #[error(transparent)]
+    Kv(#[from] tally_mvcc::Rejection),
+    /// The NOSPACE alarm is raised.
+    #[error("the NOSPACE alarm is raised: only reads, deletes and compactions are accepted")]
+    NoSpace,
+    /// The CORRUPT alarm is raised.
+    #[error("the CORRUPT alarm is raised: replicas differ, nothing is accepted")]
+    Corrupt,
+    /// The command asks for a feature level below the current one.
+    #[error("feature level {requested} is below the current {current}")]
+    FeatureLevel {
+        /// The level asked for.
+        requested: u32,
+        /// The level in force.
+        current: u32,
+    },
+}

@@ -1,0 +1,67 @@
+//! What readers may ask of a replica's state without disturbing its writer.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tally_backend::Applied;
+use tally_mvcc::Reader;
+
+use crate::alarm::{Alarm, AlarmKind};
+use crate::member::Member;
+
+/// The small state, replaced as a whole after each commit.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) applied: Applied,
+    pub(crate) alarms: Arc<[Alarm]>,
+    pub(crate) members: Arc<[Member]>,
+    pub(crate) level: u32,
+}
+
+/// A handle for readers; cheap to clone, and every call is a consistent look at one moment.
+#[derive(Clone)]
+pub struct Reads {
+    kv: Reader,
+    shared: Arc<ArcSwap<Shared>>,
+}
+
+impl Reads {
+    pub(crate) fn new(kv: Reader, shared: Arc<ArcSwap<Shared>>) -> Self {
+        Self { kv, shared }
+    }
+
+    /// The key-value store.
+    pub fn kv(&self) -> &Reader {
+        &self.kv
+    }
+
+    /// The last entry applied and shown to readers, with the state root after it.
+    pub fn applied(&self) -> Applied {
+        self.shared.load().applied.clone()
+    }
+
+    /// The index of the last entry applied.
+    pub fn applied_index(&self) -> u64 {
+        self.shared.load().applied.index
+    }
+
+    /// The alarms raised now, by member and kind.
+    pub fn alarms(&self) -> Arc<[Alarm]> {
+        Arc::clone(&self.shared.load().alarms)
+    }
+
+    /// Whether any member has raised an alarm of this kind.
+    pub fn alarmed(&self, kind: AlarmKind) -> bool {
+        self.shared.load().alarms.iter().any(|alarm| alarm.kind == kind)
+    }
+
+    /// The members known, by id.
+    pub fn members(&self) -> Arc<[Member]> {
+        Arc::clone(&self.shared.load().members)
+    }
+
+    /// The replicated feature level.
+    pub fn feature_level(&self) -> u32 {
+        self.shared.load().level
+    }
+}

@@ -1,0 +1,120 @@
+//! Ranges: which revisions answer a range request, in which order, and how many of them.
+//!
+//! Follows etcd in every detail that a client can see:
+//! - without a sort order and without filters, the limit is applied to the keys in order, *before* any sorting by a
+//!   target other than the key; otherwise everything is gathered, filtered, sorted, and then cut;
+//! - `count` is the number of keys in the range at that revision, whatever the limit and the filters leave.
+//!
+//! Filters and all sort targets but the value are decided on the index; only what is answered is read from disk.
+
+use std::cmp::Ordering;
+use std::ops::ControlFlow;
+
+use crate::index::Rev;
+use crate::keyrange::KeyRange;
+use crate::record::Record;
+use crate::records::FetchError;
+use crate::reply::RangeResult;
+use crate::request::{RangeOptions, RangeRequest, SortOrder, SortTarget};
+use crate::state::State;
+
+/// The revisions that answer a range, sorted and cut unless the order depends on the values.
+pub(crate) struct Gathered {
+    pub(crate) revs: Vec<Rev>,
+    pub(crate) count: i64,
+    pub(crate) more: bool,
+}
+
+impl State<'_> {
+    /// Answers a range at the revision `at`, which must be readable. O(log n + answer) by key at the newest revision;
+    /// linear in the range for older revisions, filters and sorting.
+    pub(crate) fn range(&self, request: &RangeRequest, at: i64) -> Result<RangeResult, FetchError> {
+        self.metrics.ranges.add(1);
+        let options = &request.options;
+        if options.count_only {
+            let count = self.count(&request.range, at);
+            return Ok(RangeResult { count, revision: self.revision, ..RangeResult::default() });
+        }
+        let Gathered { revs, count, mut more } = self.gather(&request.range, at, options);
+        let mut kvs = self.fetch_many(&revs)?;
+        if options.sort_target == SortTarget::Value {
+            sort_by_value(&mut kvs, options.sort_order);
+            more = cut(&mut kvs, options.limit);
+        }
+        if options.keys_only {
+            kvs.iter_mut().for_each(|record| *record = record.without_value());
+        }
+        Ok(RangeResult { kvs, more, count, revision: self.revision })
+    }
+
+    /// Finds the revisions that answer a range. If the order depends on the values, they are neither sorted nor cut.
+    pub(crate) fn gather(&self, range: &KeyRange, at: i64, options: &RangeOptions) -> Gathered {
+        let early = early_limit(options);
+        // At older revisions the keys must be walked to be counted; at the newest the index knows their number.
+        let walk_on = at < self.revision;
+        let filtered = options.has_filters();
+        let (mut revs, mut seen, mut cut_short) = (Vec::new(), 0, false);
+        self.walk_range(range, at, |rev| {
+            if early.is_some_and(|most| revs.len() >= most) {
+                cut_short = true;
+                if !walk_on {
+                    return ControlFlow::Break(());
+                }
+            } else if !filtered || options.admits(rev.create, rev.at.main()) {
+                revs.push(rev);
+            }
+            seen += 1;
+            ControlFlow::Continue(())
+        });
+        let count = if cut_short && !walk_on { self.count(range, at) } else { seen };
+        if options.sort_target == SortTarget::Value {
+            return Gathered { revs, count, more: false };
+        }
+        sort_revs(&mut revs, options);
+        let more = cut(&mut revs, options.limit);
+        Gathered { revs, count, more }
+    }
+}
+
+/// How many keys to gather at most: one more than the limit, to know whether there are more. `None` is all of them.
+pub(crate) fn early_limit(options: &RangeOptions) -> Option<usize> {
+    let unsorted = options.sort_order == SortOrder::None;
+    let limited = options.limit > 0;
+    (unsorted && limited && !options.has_filters())
+        .then(|| usize::try_from(options.limit).map_or(usize::MAX, |limit| limit.saturating_add(1)))
+}
+
+/// Keeps the first `limit` items; true if that cut any off.
+fn cut<T>(items: &mut Vec<T>, limit: i64) -> bool {
+    match usize::try_from(limit) {
+        Ok(limit) if limit > 0 && limit < items.len() => {
+            items.truncate(limit);
+            true
+        }
+        Ok(_) | Err(_) => false,
+    }
+}
+
+/// Sorts by what the index knows. `revs` come by key ascending, and equal ones stay so.
+fn sort_revs(revs: &mut [Rev], options: &RangeOptions) {
+    let figure = match options.sort_target {
+        SortTarget::Version => |rev: &Rev| rev.version,
+        SortTarget::Create => |rev: &Rev| rev.create,
+        SortTarget::Mod => |rev: &Rev| rev.at.main(),
+        SortTarget::Key if options.sort_order == SortOrder::Descend => return revs.reverse(),
+        SortTarget::Key | SortTarget::Value => return,
+    };
+    revs.sort_by(|one, other| in_order(options.sort_order, figure(one).cmp(&figure(other))));
+}
+
+fn sort_by_value(records: &mut [Record], order: SortOrder) {
+    records.sort_by(|one, other| in_order(order, one.value().cmp(other.value())));
+}
+
+/// A target other than the key without an order means ascending.
+fn in_order(order: SortOrder, found: Ordering) -> Ordering {
+    match order {
+        SortOrder::None | SortOrder::Ascend => found,
+        SortOrder::Descend => found.reverse(),
+    }
+}

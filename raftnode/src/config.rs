@@ -1,0 +1,191 @@
+//! The settings of a node. Every queue, batch and chunk has a limit here, with its unit in the name.
+
+use openraft::SnapshotPolicy;
+
+/// How a node runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster; equal on all members, part of every message between them.
+    pub cluster_id: u64,
+    /// This member. Never reused for another one.
+    pub member_id: u64,
+    /// Where peers reach this member; recorded in the membership at the first start.
+    pub peer_urls: Vec<String>,
+    /// How often a leader shows that it is there. Default 100 ms.
+    pub heartbeat_ms: u64,
+    /// How long a member waits for the leader before it stands for election. Default 1,000 ms.
+    pub election_ms: u64,
+    /// Entries applied since the last snapshot before another one is made. Default 10,000. A snapshot makes the store
+    /// durable, which writes table files: so it also waits for [`Config::snapshot_bytes_min`] of log or
+    /// [`Config::snapshot_interval_ms`], whichever comes first.
+    pub snapshot_count: u64,
+    /// Bytes of log since the last snapshot that make another one worth its tables. Default 32 MiB.
+    pub snapshot_bytes_min: u64,
+    /// Bytes of log since the last snapshot that call for another one, however few entries they are. Default 256 MiB.
+    pub snapshot_bytes_max: u64,
+    /// Time since the last snapshot after which entries enough make another one, however few bytes. Default 30,000 ms.
+    pub snapshot_interval_ms: u64,
+    /// Entries kept in the log behind a snapshot, for members that are a little behind. Default 5,000.
+    pub catchup_entries: u64,
+    /// What one command may take. Default 12 MiB; the log's own limit for an entry must be higher.
+    pub command_bytes_max: usize,
+    /// Proposals that wait to be batched. Default 10,000; more are refused.
+    pub queue_entries_max: usize,
+    /// Bytes of proposals that wait to be batched. Default 256 MiB; more are refused.
+    pub queue_bytes_max: u64,
+    /// Proposals handed to consensus together. Default 1,024.
+    pub batch_entries_max: usize,
+    /// Bytes of proposals handed to consensus together; a single larger one is a batch. Default 4 MiB.
+    pub batch_bytes_max: usize,
+    /// Batches under way at the same time. Default 1: while one is being made durable the next one grows, which was
+    /// measured to cost the least per proposal.
+    pub batches_in_flight_max: usize,
+    /// How much is applied with one commit.
+    pub apply: ApplyLimits,
+}
+
+/// How much is applied with one commit, and so without giving other tasks a turn.
+#[derive(Clone, Copy, Debug)]
+pub struct ApplyLimits {
+    /// Entries in a chunk. Default 1,024.
+    pub entries_max: usize,
+    /// Bytes of commands in a chunk; a single larger one is a chunk. Default 1 MiB.
+    pub bytes_max: usize,
+}
+
+impl Default for ApplyLimits {
+    fn default() -> ApplyLimits {
+        ApplyLimits { entries_max: 1024, bytes_max: 1 << 20 }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            cluster_id: 0,
+            member_id: 0,
+            peer_urls: Vec::new(),
+            heartbeat_ms: 100,
+            election_ms: 1_000,
+            snapshot_count: 10_000,
+            snapshot_bytes_min: 32 << 20,
+            snapshot_bytes_max: 256 << 20,
+            snapshot_interval_ms: 30_000,
+            catchup_entries: 5_000,
+            command_bytes_max: 12 << 20,
+            queue_entries_max: 10_000,
+            queue_bytes_max: 256 << 20,
+            batch_entries_max: 1_024,
+            batch_bytes_max: 4 << 20,
+            batches_in_flight_max: 1,
+            apply: ApplyLimits::default(),
+        }
+    }
+}
+
+/// A setting that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A limit is zero.
+    #[error("{field} is 0, the least is 1")]
+    Zero {
+        /// The setting.
+        field: &'static str,
+    },
+    /// Followers would stand for election between two heartbeats.
+    #[error("election_ms is {election_ms}, at least 5 times heartbeat_ms ({heartbeat_ms}) is needed")]
+    ElectionTooShort {
+        /// The election timeout given.
+        election_ms: u64,
+        /// The heartbeat interval given.
+        heartbeat_ms: u64,
+    },
+    /// Consensus refuses the combination.
+    #[error("the timing settings do not work together: {detail}")]
+    Timing {
+        /// What it said.
+        detail: String,
+    },
+}
+
+/// Time for a snapshot to be received and put in place; large states need it.
+const INSTALL_SNAPSHOT_TIMEOUT_MS: u64 = 10 * 60 * 1_000;
+
+impl Config {
+    /// Checks that the settings can work.
+    ///
+    /// # Errors
+    /// Names the first setting that cannot.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.consensus().map(drop)
+    }
+
+    pub(crate) fn consensus(&self) -> Result<openraft::Config, ConfigError> {
+        let at_least_one = [
+            ("heartbeat_ms", self.heartbeat_ms),
+            ("snapshot_count", self.snapshot_count),
+            ("command_bytes_max", self.command_bytes_max as u64),
+            ("queue_entries_max", self.queue_entries_max as u64),
+            ("queue_bytes_max", self.queue_bytes_max),
+            ("batch_entries_max", self.batch_entries_max as u64),
+            ("batches_in_flight_max", self.batches_in_flight_max as u64),
+            ("apply.entries_max", self.apply.entries_max as u64),
+        ];
+        if let Some((field, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::Zero { field });
+        }
+        let (election_ms, heartbeat_ms) = (self.election_ms, self.heartbeat_ms);
+        if election_ms < heartbeat_ms.saturating_mul(5) {
+            return Err(ConfigError::ElectionTooShort { election_ms, heartbeat_ms });
+        }
+        let election_max_ms = election_ms.saturating_mul(2);
+        let config = openraft::Config {
+            cluster_name: format!("{:x}", self.cluster_id),
+            heartbeat_interval: heartbeat_ms,
+            election_timeout_min: election_ms,
+            election_timeout_max: election_max_ms,
+            install_snapshot_timeout: INSTALL_SNAPSHOT_TIMEOUT_MS,
+            // A candidate that cannot win does not disturb the leader, and nobody leads without having been elected.
+            enable_pre_vote: Some(true),
+            enable_leader_restore: Some(false),
+            // The leader's lease, which is the longest election timeout, and one such timeout on top.
+            quorum_loss_probe_interval: Some(election_max_ms.saturating_mul(2)),
+            // The policy task asks for snapshots; openraft then drops what lies `catchup_entries` behind one.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: self.catchup_entries,
+            replication_lag_threshold: self.catchup_entries.max(1),
+            allow_log_reversion: Some(false),
+            ..openraft::Config::default()
+        };
+        config.validate().map_err(|error| ConfigError::Timing { detail: error.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_defaults_work() {
+        Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        let config = Config { election_ms: 499, ..Config::default() };
+        assert_eq!(config.validate(), Err(ConfigError::ElectionTooShort { election_ms: 499, heartbeat_ms: 100 }));
+        let config = Config { queue_entries_max: 0, ..Config::default() };
+        assert_eq!(config.validate(), Err(ConfigError::Zero { field: "queue_entries_max" }));
+    }
+
+    #[test]
+    fn safety_settings_are_what_the_design_says() {
+        let consensus = Config::default().consensus().unwrap();
+        assert_eq!(consensus.enable_pre_vote, Some(true));
+        assert_eq!(consensus.enable_leader_restore, Some(false));
+        assert_eq!(consensus.allow_log_reversion, Some(false));
+        assert_eq!(consensus.snapshot_policy, SnapshotPolicy::Never);
+        assert_eq!(consensus.max_in_snapshot_log_to_keep, 5_000);
+    }
+}

@@ -1,0 +1,85 @@
+//! One Raft member: consensus over the Tally log and state machine.
+//!
+//! It **is** the place where proposals become log entries, log entries become committed, and committed entries reach
+//! `tally-apply`: batching, linearizable reads, snapshots and log purge, identity checks, start and shutdown. It is the only
+//! crate that names openraft, and no openraft type leaves it; its on-disk formats are its own. It **is not** the log
+//! (`tally-wal`), not the state (`tally-apply`), and knows no client protocol.
+//!
+//! ```text
+//!   propose ─► queue ─► batcher ─► openraft ─► log_store ─► wal ─► fsync ┐
+//!                                     ▲                                   │ callback
+//!                                     └───────────────────────────────────┘
+//!                                     │ committed
+//!                                     ▼
+//!   outcome ◄──────────────── state_machine (waits for its own fsynced log) ─► one commit per chunk
+//!
+//!   read_barrier ─► one shared round per moment ─► read index ─► applied far enough ─► read
+//! ```
+//!
+//! - **Invariant**: an outcome is answered only after its entry is fsynced on a majority and applied here.
+//! - **Invariant**: nothing is applied that is not in this member's own fsynced log.
+//! - **Invariant**: the log is purged only up to what the store has made durable, less the entries kept for catching up.
+//! - **Invariant**: the first failed write, fsync or apply is final: [`Node::fatal`] resolves and nothing is answered after it.
+//! - **Invariant**: log and store open together only if cluster, member and directory are the same in both, and the store
+//!   stands on an entry of the log.
+//!
+//! ```
+//! use tally_apply::{Command, Reply};
+//! use tally_mvcc::PutRequest;
+//! use tally_raftnode::{Config, EncodedCommand, Node, StorageOptions, open_storage};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+//! let (cluster_id, member_id, new_directory_uuid) = (1, 2, [3; 16]);
+//! let storage = open_storage(StorageOptions::new(dir.path(), cluster_id, member_id, new_directory_uuid))?;
+//! let node = Node::start(Config { cluster_id, member_id, ..Config::default() }, storage).await?;
+//! node.ready().await?;
+//!
+//! let put = Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() });
+//! let outcome = node.propose(EncodedCommand::encode(&put)).await?; // durable, applied and visible
+//! assert!(matches!(outcome.result, Ok(Reply::Put(_))));
+//! assert!(node.read_barrier().await? >= 1);
+//! node.shutdown().await?;
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! # })
+//! # }
+//! ```
+
+mod barrier;
+mod batcher;
+mod codec;
+mod command;
+mod config;
+mod entry;
+mod fatal;
+mod log_reader;
+mod log_store;
+mod node;
+mod policy;
+mod progress;
+mod replay;
+mod snapshot;
+mod start;
+mod state_machine;
+mod status;
+mod storage;
+#[cfg(test)]
+mod suite_tests;
+mod transport;
+mod types;
+mod watermark;
+
+pub use barrier::BarrierError;
+pub use batcher::ProposeError;
+pub use codec::CodecError;
+pub use command::EncodedCommand;
+pub use config::{ApplyLimits, Config, ConfigError};
+pub use entry::{EntryView, MembershipView, describe_entry};
+pub use fatal::FatalError;
+pub use node::{Node, ShutdownError};
+pub use progress::Progress;
+pub use replay::ReplayError;
+pub use start::StartError;
+pub use status::Status;
+pub use storage::{OpenError, Storage, StorageOptions, open_storage};

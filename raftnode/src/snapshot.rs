@@ -1,0 +1,110 @@
+//! Snapshots: a durable backend *is* the snapshot.
+//!
+//! Building one makes the backend durable and notes how far; no file is copied. What is handed to openraft is a
+//! [`Checkpoint`], from which the bytes are exported when a peer needs them. Installing one stages the bytes beside the
+//! state in force, proves their root, and only then switches.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use openraft::storage::RaftSnapshotBuilder;
+use tally_apply::{Applier, Reads};
+use tally_backend::{Applied, Backend};
+
+use crate::codec::{CodecError, decode_in_force};
+use crate::fatal::FatalError;
+use crate::progress::Shared;
+use crate::types::{Snapshot, SnapshotMeta, TypeConfig, log_id};
+
+/// A durable state that can be exported. The export may be newer than the position noted here, never older.
+#[derive(Clone, Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) backend: Backend,
+}
+
+/// Builds one snapshot.
+pub(crate) struct SnapshotBuilder {
+    backend: Backend,
+    shared: Arc<Shared>,
+}
+
+impl SnapshotBuilder {
+    pub(crate) fn new(backend: Backend, shared: Arc<Shared>) -> SnapshotBuilder {
+        SnapshotBuilder { backend, shared }
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = Checkpoint;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let backend = self.backend.clone();
+        // Flushing takes as long as the disk wants: not on a thread that serves requests.
+        let synced = tokio::task::spawn_blocking(move || backend.sync()).await;
+        let durable = synced
+            .map_err(|error| self.fail(FatalError::Consensus { reason: format!("a flush of the store ended: {error}") }))?
+            .map_err(|error| self.fail(FatalError::Snapshot(Arc::new(error))))?;
+        self.shared.durable.fetch_max(durable.index, Ordering::AcqRel);
+        snapshot_of(self.backend.clone(), durable).map_err(|error| self.fail(error.into()))
+    }
+}
+
+impl SnapshotBuilder {
+    fn fail(&self, error: FatalError) -> io::Error {
+        io::Error::other(self.shared.fatal.set(error))
+    }
+}
+
+/// The snapshot that a durable backend is.
+pub(crate) fn snapshot_of(backend: Backend, durable: Applied) -> Result<Snapshot, CodecError> {
+    let meta = SnapshotMeta {
+        last_log_id: log_id(durable.index, durable.term),
+        last_membership: decode_in_force(&durable.membership)?,
+    };
+    Ok(Snapshot { meta, snapshot: Checkpoint { backend } })
+}
+
+/// Why a snapshot could not be put in force. The state before it is untouched, but the member cannot follow its leader.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InstallError {
+    #[error("the snapshot cannot be exported")]
+    Export(#[from] tally_backend::ExportError),
+    #[error("the snapshot cannot be put beside the state in force")]
+    Stage(#[from] tally_backend::InstallError),
+    #[error("the state in the snapshot does not open")]
+    State(#[from] tally_apply::OpenError),
+    #[error("the snapshot is at index {found}, the leader announced {announced}")]
+    Position { found: u64, announced: u64 },
+    #[error("the task that installs it ended by a panic")]
+    Task,
+}
+
+/// Where received exports are put before they are installed: beside the store, on the same disk.
+pub(crate) fn incoming_dir(store: &Path) -> PathBuf {
+    store.with_file_name("incoming")
+}
+
+/// Puts the state of `snapshot` in force in place of that of `backend`. Blocks as long as copying and checking takes.
+///
+/// Invariant: the root is recomputed from the staged bytes before the switch, so a snapshot damaged on its way never
+/// becomes the state of a replica.
+pub(crate) fn install(
+    backend: &Backend,
+    snapshot: &Checkpoint,
+    announced: u64,
+    kv: tally_mvcc::Options,
+) -> Result<(Backend, Applier, Reads), InstallError> {
+    let incoming = incoming_dir(backend.path());
+    let export = snapshot.backend.export(&incoming)?;
+    let staged = backend.stage(export.path())?;
+    let (applier, reads) = Applier::open(staged.backend().clone(), kv)?;
+    let found = applier.applied().index;
+    if found < announced {
+        return Err(InstallError::Position { found, announced });
+    }
+    let backend = staged.switch()?;
+    export.remove()?;
+    Ok((backend, applier, reads))
+}

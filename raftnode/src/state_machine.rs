@@ -1,0 +1,172 @@
+//! openraft's state machine over `tally-apply`: committed entries in, one commit per bounded chunk, then the answers.
+//!
+//! Applying runs on the async task that drives it. A chunk is small enough for that (about a millisecond), and handing it
+//! to another thread would cost more than it takes; between chunks other tasks get their turn.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arc_swap::ArcSwap;
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use tally_apply::{Applier, Body, Committed, Outcome, Reads};
+use tally_backend::Backend;
+use tokio::sync::oneshot;
+
+use crate::codec::decode_in_force;
+use crate::config::ApplyLimits;
+use crate::entry::to_committed;
+use crate::fatal::FatalError;
+use crate::progress::Shared;
+use crate::snapshot::{Checkpoint, InstallError, SnapshotBuilder, install, snapshot_of};
+use crate::types::{RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id, log_index};
+
+/// The store in force and its readers' side; an installed snapshot replaces both together.
+pub(crate) struct Live {
+    pub(crate) backend: Backend,
+    pub(crate) reads: Reads,
+}
+
+pub(crate) type SharedLive = Arc<ArcSwap<Live>>;
+
+/// The replica's state, as openraft drives it.
+pub(crate) struct StateMachine {
+    applier: Applier,
+    live: SharedLive,
+    /// For opening the state of a snapshot.
+    kv: tally_mvcc::Options,
+    shared: Arc<Shared>,
+    limits: ApplyLimits,
+    /// Dropped with this, which tells the node that the store is no longer in use.
+    _in_use: oneshot::Sender<Infallible>,
+}
+
+/// Entries waiting to be applied together, with whoever waits for them.
+#[derive(Default)]
+struct Chunk {
+    entries: Vec<Committed>,
+    responders: Vec<Option<ApplyResponder<TypeConfig>>>,
+    bytes: usize,
+}
+
+impl StateMachine {
+    /// The receiver ends when openraft has let go of the state machine.
+    pub(crate) fn new(
+        applier: Applier,
+        live: SharedLive,
+        kv: tally_mvcc::Options,
+        shared: Arc<Shared>,
+        limits: ApplyLimits,
+    ) -> (StateMachine, oneshot::Receiver<Infallible>) {
+        let (in_use, released) = oneshot::channel();
+        (StateMachine { applier, live, kv, shared, limits, _in_use: in_use }, released)
+    }
+
+    /// Applies entries with one commit and makes them known.
+    ///
+    /// Invariant: an error here is final. It is kept as the node's fatal error, nothing is answered, and openraft stops.
+    pub(crate) fn commit(&mut self, entries: &[Committed]) -> io::Result<Vec<Outcome>> {
+        match self.applier.apply(entries) {
+            Ok(outcomes) => {
+                self.shared.applied.advance(self.applier.applied().index);
+                Ok(outcomes)
+            }
+            Err(error) => Err(self.fail(FatalError::Apply(Arc::new(error)))),
+        }
+    }
+
+    fn answer(&mut self, chunk: &mut Chunk) -> io::Result<()> {
+        let outcomes = self.commit(&chunk.entries)?;
+        for (responder, outcome) in chunk.responders.drain(..).zip(outcomes) {
+            if let Some(responder) = responder {
+                responder.send(outcome);
+            }
+        }
+        chunk.entries.clear();
+        chunk.bytes = 0;
+        Ok(())
+    }
+
+    fn fail(&self, error: FatalError) -> io::Error {
+        self.shared.applied.fail();
+        io::Error::other(self.shared.fatal.set(error))
+    }
+
+    fn is_full(&self, chunk: &Chunk) -> bool {
+        chunk.entries.len() >= self.limits.entries_max || chunk.bytes >= self.limits.bytes_max
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Checkpoint;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<RaftLogId>, StoredMembership), io::Error> {
+        let applied = self.applier.applied();
+        let membership = decode_in_force(&applied.membership);
+        let position = log_id(applied.index, applied.term);
+        Ok((position, membership.map_err(|error| self.fail(error.into()))?))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
+    {
+        let mut chunk = Chunk::default();
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            if self.is_full(&chunk) {
+                self.answer(&mut chunk)?;
+                tokio::task::yield_now().await;
+            }
+            let entry = to_committed(entry);
+            chunk.bytes += bytes_of(&entry);
+            chunk.entries.push(entry);
+            chunk.responders.push(responder);
+        }
+        if chunk.entries.is_empty() { Ok(()) } else { self.answer(&mut chunk) }
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
+        Some(self.get_snapshot_builder().await)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder::new(self.live.load().backend.clone(), Arc::clone(&self.shared))
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Checkpoint) -> Result<(), io::Error> {
+        let announced = meta.last_log_id.map_or(0, |id| log_index(id.index));
+        let (backend, kv) = (self.live.load().backend.clone(), self.kv.clone());
+        // Copying and checking a whole state takes as long as it takes: not on a thread that serves requests.
+        let installed = tokio::task::spawn_blocking(move || install(&backend, &snapshot, announced, kv)).await;
+        let (backend, applier, reads) = installed
+            .unwrap_or(Err(InstallError::Task))
+            .map_err(|error| self.fail(FatalError::Install(Arc::new(error))))?;
+        self.applier = applier;
+        self.live.store(Arc::new(Live { backend, reads }));
+        let index = self.applier.applied().index;
+        self.shared.committed.fetch_max(index, Ordering::AcqRel);
+        self.shared.durable.fetch_max(index, Ordering::AcqRel);
+        self.shared.applied.advance(index);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let durable = self.live.load().backend.durable();
+        if durable.index == 0 {
+            return Ok(None);
+        }
+        let snapshot = snapshot_of(self.live.load().backend.clone(), durable);
+        snapshot.map(Some).map_err(|error| self.fail(error.into()))
+    }
+}
+
+fn bytes_of(entry: &Committed) -> usize {
+    match &entry.body {
+        Body::Blank => 0,
+        Body::Command(bytes) | Body::Membership(bytes) => bytes.len(),
+    }
+}

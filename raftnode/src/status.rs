@@ -1,0 +1,100 @@
+//! What a node says about itself: leadership as it changes, counters a few times a second.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::metrics::RaftServerMetrics;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::entry::MembershipView;
+use crate::fatal::FatalError;
+use crate::node::RaftHandle;
+use crate::progress::{Progress, Shared};
+use crate::types::TypeConfig;
+
+/// How old the counters of a [`Status`] may be; [`Node::progress`](crate::Node::progress) has them as they are.
+const COUNTER_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a node says about itself.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// The leader, if this member knows one.
+    pub leader: Option<u64>,
+    /// The term this member is in.
+    pub term: u64,
+    /// This member leads.
+    pub is_leader: bool,
+    /// This member does not vote.
+    pub is_learner: bool,
+    /// Leaders seen since the start, the first one included.
+    pub leader_changes: u64,
+    /// The membership in force.
+    pub membership: MembershipView,
+    /// How far the log and the state are.
+    pub progress: Progress,
+    /// Why the node has failed, if it has.
+    pub fatal: Option<FatalError>,
+}
+
+impl Status {
+    fn update(&mut self, server: &RaftServerMetrics<TypeConfig>, member_id: u64) {
+        let leader = server.current_leader;
+        if leader.is_some() && leader != self.leader {
+            self.leader_changes += 1;
+        }
+        self.leader = leader;
+        self.term = server.vote.leader_id().term;
+        self.is_leader = leader == Some(member_id) && server.vote.is_committed();
+        self.is_learner = server.state.is_learner();
+        self.membership = MembershipView::new(server.membership_config.membership());
+    }
+}
+
+/// Keeps `status` true until `stop` resolves, and makes a consensus that stopped by itself fatal.
+pub(crate) async fn run(
+    status: watch::Sender<Status>,
+    raft: RaftHandle,
+    member_id: u64,
+    shared: Arc<Shared>,
+    stop: impl Future<Output = ()>,
+) {
+    let fatal = shared.fatal.wait();
+    tokio::pin!(stop, fatal);
+    let mut server = raft.server_metrics();
+    let mut ticks = interval(COUNTER_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let seen = server.borrow_watched().clone();
+    status.send_modify(|status| status.update(&seen, member_id));
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stop => return,
+            fatal = &mut fatal => {
+                status.send_modify(|status| status.fatal = Some(fatal));
+                return;
+            }
+            changed = server.changed() => {
+                if changed.is_err() {
+                    let reason = "its task ended".to_owned();
+                    shared.fatal.set(FatalError::Consensus { reason });
+                    continue;
+                }
+                let seen = server.borrow_watched().clone();
+                status.send_modify(|status| {
+                    status.update(&seen, member_id);
+                    status.progress = shared.progress();
+                });
+            }
+            _ = ticks.tick() => {
+                let progress = shared.progress();
+                status.send_if_modified(|status| {
+                    let changed = status.progress != progress;
+                    status.progress = progress;
+                    changed
+                });
+            }
+        }
+    }
+}

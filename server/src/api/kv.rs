@@ -1,0 +1,134 @@
+//! The key-value service.
+
+use std::time::Duration;
+
+use tally_apply::{Command, Reply};
+use tally_mvcc::{Op, SweepLimits, SweepProgress, TxnRequest};
+use tokio::time::{sleep, timeout};
+
+use crate::api::Answer;
+use crate::api::range::{self, SMALL_LIMIT};
+use crate::api::state::State;
+use crate::error::ApiError;
+use crate::wire::{
+    self, CompactionMessage, DeleteRangeMessage, PutMessage, RangeMessage, TxnMessage, reads_are_serializable, response,
+};
+
+/// Between two pieces of a sweep that a client waits for.
+const SWEEP_PAUSE: Duration = Duration::from_millis(5);
+
+const OTHER_REPLY: ApiError = ApiError::Defect { what: "a command was answered with the reply to another" };
+
+pub(crate) async fn range(state: &State, message: RangeMessage) -> Result<Answer, ApiError> {
+    let serializable = message.serializable;
+    let request = wire::range(message)?;
+    state.refuse_if_corrupt()?;
+    if !serializable {
+        state.barrier().await?;
+    }
+    range::answer(state, request).await
+}
+
+pub(crate) async fn put(state: &State, message: PutMessage) -> Result<Answer, ApiError> {
+    let (revision, reply) = state.propose(&Command::Put(wire::put(message)?)).await?;
+    let Reply::Put(reply) = reply else { return Err(OTHER_REPLY) };
+    Ok(Answer::Whole(response::put(&state.header(revision), &reply)))
+}
+
+pub(crate) async fn delete_range(state: &State, message: DeleteRangeMessage) -> Result<Answer, ApiError> {
+    let (revision, reply) = state.propose(&Command::DeleteRange(wire::delete_range(message)?)).await?;
+    let Reply::DeleteRange(reply) = reply else { return Err(OTHER_REPLY) };
+    Ok(Answer::Whole(response::delete_range(&state.header(revision), &reply)))
+}
+
+pub(crate) async fn txn(state: &State, message: TxnMessage) -> Result<Answer, ApiError> {
+    let serializable = reads_are_serializable(&message);
+    let request = wire::txn(message, state.txn_ops_max)?;
+    if request.is_read_only() {
+        return read_only_txn(state, request, serializable).await;
+    }
+    let (revision, reply) = state.propose(&Command::Txn(request)).await?;
+    let Reply::Txn(reply) = reply else { return Err(OTHER_REPLY) };
+    Ok(Answer::Whole(response::txn(&state.header(revision), &reply)))
+}
+
+/// A transaction that cannot write is a read: it goes by the barrier, not through the log.
+async fn read_only_txn(state: &State, request: TxnRequest, serializable: bool) -> Result<Answer, ApiError> {
+    state.refuse_if_corrupt()?;
+    if !serializable {
+        state.barrier().await?;
+    }
+    let view = state.reads.kv().view();
+    let revision = view.revision();
+    let reply = if is_small(&request) {
+        view.txn(&request)?
+    } else {
+        range::blocking(state, move || Ok(view.txn(&request)?)).await?
+    };
+    Ok(Answer::Whole(response::txn(&state.header(revision), &reply)))
+}
+
+/// True if every range of the transaction is of one key, or ends after a few of the newest revision.
+fn is_small(txn: &TxnRequest) -> bool {
+    let small_op = |op: &Op| match op {
+        Op::Range(range) => {
+            range.range.is_single()
+                || (range.revision <= 0 && range::is_plain(range) && (1..=SMALL_LIMIT).contains(&range.options.limit))
+        }
+        Op::Txn(txn) => is_small(txn),
+        Op::Put(_) | Op::Delete(_) => true,
+    };
+    txn.compares.iter().all(|compare| compare.range.is_single()) && txn.success.iter().chain(&txn.failure).all(small_op)
+}
+
+pub(crate) async fn compaction(state: &State, message: CompactionMessage) -> Result<Answer, ApiError> {
+    let CompactionMessage { revision: requested, physical } = message;
+    let (revision, _) = state.propose(&Command::Compact { revision: requested }).await?;
+    if physical {
+        match timeout(state.request_timeout, sweep(state)).await {
+            Ok(result) => result?,
+            // The compaction is done and replicated; the sweeper's job frees the rest of the space.
+            Err(_) => tracing::warn!(revision = requested, "answered a physical compaction before its sweep had ended"),
+        }
+    }
+    Ok(Answer::Whole(response::header_only(&state.header(revision))))
+}
+
+/// Deletes what compactions dropped, beside the sweeper's job, which may rest at the moment.
+async fn sweep(state: &State) -> Result<(), ApiError> {
+    loop {
+        let reader = state.reads.kv().clone();
+        let piece = move || reader.sweep(SweepLimits::default()).map_err(ApiError::from);
+        if range::blocking(state, piece).await? == SweepProgress::Done {
+            return Ok(());
+        }
+        sleep(SWEEP_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tally_mvcc::{KeyRange, RangeOptions, RangeRequest};
+
+    use super::*;
+
+    fn range(end: &'static str, revision: i64, options: RangeOptions) -> TxnRequest {
+        let range = KeyRange::new("a".into(), end.into()).unwrap();
+        let op = Op::Range(RangeRequest { range, revision, options });
+        let nested = TxnRequest { success: vec![op], ..TxnRequest::default() };
+        TxnRequest { failure: vec![Op::Txn(nested)], ..TxnRequest::default() }
+    }
+
+    #[test]
+    fn transactions_that_may_read_much_are_told_from_others() {
+        let limit = |limit| RangeOptions { limit, ..RangeOptions::default() };
+        assert!(is_small(&TxnRequest::default()));
+        assert!(is_small(&range("", 0, limit(0))));
+        assert!(is_small(&range("b", 0, limit(SMALL_LIMIT))));
+        assert!(!is_small(&range("b", 0, limit(SMALL_LIMIT + 1))));
+        assert!(!is_small(&range("b", 0, limit(0))));
+        assert!(!is_small(&range("b", 5, limit(1))));
+        assert!(!is_small(&range("b", 0, RangeOptions { min_mod_revision: 1, ..limit(1) })));
+    }
+}

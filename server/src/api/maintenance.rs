@@ -1,0 +1,66 @@
+//! The maintenance service: status and hashes.
+
+use tally_mvcc::ReadError;
+
+use crate::api::Answer;
+use crate::api::range::blocking;
+use crate::api::state::State;
+use crate::error::ApiError;
+use crate::wire::{EmptyMessage, HashKvMessage, Status, response};
+
+/// How often a hash starts anew because the sweep overtook it.
+const HASH_ATTEMPTS: usize = 3;
+
+pub(crate) fn status(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer, ApiError> {
+    let (leader, term, is_learner) = {
+        let status = state.status.borrow();
+        (status.leader.unwrap_or(0), status.term, status.is_learner)
+    };
+    let mut errors = Vec::new();
+    if leader == 0 {
+        errors.push(ApiError::NoLeader.to_string());
+    }
+    // The form in which Go prints an alarm, blank at the end included.
+    errors.extend(
+        state.reads.alarms().iter().map(|alarm| format!("memberID:{} alarm:{} ", alarm.member_id, alarm.kind.name())),
+    );
+    let progress = state.node.progress();
+    let answer = Status {
+        version: state.version,
+        db_size: state.allocated_bytes(),
+        db_size_in_use: state.in_use_bytes(),
+        db_size_quota: state.quota.reported(),
+        leader,
+        raft_index: progress.committed,
+        raft_term: term,
+        raft_applied_index: progress.applied,
+        errors,
+        is_learner,
+    };
+    Ok(Answer::Whole(response::status(&state.header(state.reads.kv().revision()), &answer)))
+}
+
+/// A fingerprint of everything: the state root, folded to 32 bits. (etcd's depends on its file format.)
+pub(crate) async fn hash(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer, ApiError> {
+    state.refuse_if_corrupt()?;
+    state.barrier().await?;
+    let (revision, root) = (state.reads.kv().revision(), state.reads.applied().root);
+    let hash = (0..4).fold(0, |hash, part| hash ^ (root >> (32 * part)) as u32);
+    Ok(Answer::Whole(response::hash(&state.header(revision), hash)))
+}
+
+pub(crate) async fn hash_kv(state: &State, message: HashKvMessage) -> Result<Answer, ApiError> {
+    let reader = state.reads.kv().clone();
+    let hashed = blocking(state, move || {
+        let mut attempt = 1;
+        loop {
+            match reader.hash_kv(message.revision) {
+                Err(ReadError::Overtaken { .. }) if attempt < HASH_ATTEMPTS => attempt += 1,
+                answer => return Ok(answer?),
+            }
+        }
+    })
+    .await?;
+    let header = state.header(hashed.revision);
+    Ok(Answer::Whole(response::hash_kv(&header, hashed.hash, hashed.compact_revision, hashed.hash_revision)))
+}

@@ -1,0 +1,85 @@
+//! The two ways through consensus: proposing a command, and the barrier before a linearizable read.
+
+use tally_apply::{AlarmAction, AlarmCommand, AlarmKind, Command, Outcome, Reply};
+use tally_raftnode::{BarrierError, EncodedCommand, ProposeError};
+use tokio::time::timeout;
+
+use crate::api::state::State;
+use crate::error::{ApiError, Effect};
+use crate::preflight;
+
+impl State {
+    /// Sends a client's command through preflight and the log: the revision after it, and the reply.
+    pub(crate) async fn propose(&self, command: &Command) -> Result<(i64, Reply), ApiError> {
+        preflight::check_size(command, self.request_bytes_max)?;
+        preflight::check_gap(self.node.apply_gap())?;
+        if self.quota.refuses(command, self.allocated_bytes()) {
+            self.raise_no_space().await;
+            return Err(ApiError::NoSpace);
+        }
+        let Outcome { revision, result } = self.submit(command).await?;
+        Ok((revision, result?))
+    }
+
+    /// Waits for the outcome. If the time runs out, or the client goes, the proposal is carried out all the same.
+    async fn submit(&self, command: &Command) -> Result<Outcome, ApiError> {
+        match timeout(self.request_timeout, self.node.propose(EncodedCommand::encode(command))).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(error)) => Err(propose_error(error)),
+            Err(_) => Err(ApiError::TimedOut(Effect::Unknown)),
+        }
+    }
+
+    /// Raises the NOSPACE alarm unless it is raised already; one request does it, the others are refused meanwhile.
+    async fn raise_no_space(&self) {
+        let alarm = |alarm: &tally_apply::Alarm| alarm.member_id == self.member_id && alarm.kind == AlarmKind::NoSpace;
+        if self.reads.alarms().iter().any(alarm) {
+            return;
+        }
+        let Some(_raising) = self.quota.begin_raising() else { return };
+        let command = Command::Alarm(AlarmCommand {
+            action: AlarmAction::Activate,
+            member_id: self.member_id,
+            kind: AlarmKind::NoSpace,
+        });
+        match self.submit(&command).await {
+            Ok(_) => tracing::warn!(
+                size_bytes = self.allocated_bytes(),
+                quota_bytes = self.quota.reported(),
+                "the store is over its quota: raised the NOSPACE alarm; compact, delete, and disarm it to go on"
+            ),
+            Err(error) => {
+                tracing::warn!(%error, "could not raise the NOSPACE alarm; the next refused write tries again")
+            }
+        }
+    }
+
+    /// Waits until a read of this member's state is linearizable.
+    pub(crate) async fn barrier(&self) -> Result<(), ApiError> {
+        match timeout(self.request_timeout, self.node.read_barrier()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(barrier_error(&error)),
+            Err(_) => Err(ApiError::TimedOut(Effect::None)),
+        }
+    }
+}
+
+fn propose_error(error: ProposeError) -> ApiError {
+    match error {
+        ProposeError::NoLeader => ApiError::NoLeader,
+        ProposeError::NotLeader { .. } => ApiError::LeaderChanged(Effect::None),
+        ProposeError::TooManyRequests { .. } => ApiError::TooManyRequests,
+        ProposeError::TooLarge { .. } => ApiError::RequestTooLarge,
+        ProposeError::Discarded => ApiError::LeaderChanged(Effect::Unknown),
+        ProposeError::Stopped | ProposeError::Fatal(_) => ApiError::Stopped(Effect::Unknown),
+    }
+}
+
+fn barrier_error(error: &BarrierError) -> ApiError {
+    match error {
+        BarrierError::NoLeader => ApiError::NoLeader,
+        BarrierError::NotLeader { .. } => ApiError::LeaderChanged(Effect::None),
+        BarrierError::NoQuorum => ApiError::TimedOut(Effect::None),
+        BarrierError::Stopped | BarrierError::Fatal(_) => ApiError::Stopped(Effect::None),
+    }
+}

@@ -1,0 +1,110 @@
+//! What the handlers share: handles to the rooms below, limits, figures. No logic.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tally_apply::{AlarmKind, Reads};
+use tally_raftnode::{Node, Status};
+use tokio::sync::{Semaphore, watch};
+
+use crate::api::metrics::Metrics;
+use crate::error::ApiError;
+use crate::metrics::Sizes;
+use crate::preflight::{self, Quota};
+use crate::wire::Header;
+
+/// Range answers that are being sent in pieces at the same time; each keeps one view of the store.
+const STREAMS_MAX: usize = 64;
+/// Reads whose cost grows with the store that run at the same time; others wait.
+const HEAVY_READS_MAX: usize = 4;
+
+/// What requests may cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// The largest write request, in bytes of etcd's protobuf form (`max-request-bytes`).
+    pub(crate) request_bytes_max: u64,
+    /// Compares or operations in a transaction (`max-txn-ops`).
+    pub(crate) txn_ops_max: usize,
+    /// What the store may hold (`quota-backend-bytes`); `None` is no limit.
+    pub(crate) quota_bytes: Option<u64>,
+    /// How long a request may wait for consensus before its answer is that nobody knows (5 s + 2 × election timeout).
+    pub(crate) request_timeout: Duration,
+}
+
+/// What a [`State`] is made of.
+pub(crate) struct Parts {
+    pub(crate) node: Node,
+    pub(crate) reads: Reads,
+    /// The size of the store, which a job refreshes.
+    pub(crate) sizes: Arc<Sizes>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) cluster_id: u64,
+    pub(crate) member_id: u64,
+    /// The etcd version whose API this is, as status tells it.
+    pub(crate) version: &'static str,
+    pub(crate) limits: Limits,
+}
+
+/// What the handlers share.
+pub(crate) struct State {
+    pub(crate) node: Node,
+    pub(crate) reads: Reads,
+    pub(crate) sizes: Arc<Sizes>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) member_id: u64,
+    pub(crate) version: &'static str,
+    pub(crate) quota: Quota,
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) heavy_reads: Arc<Semaphore>,
+    pub(crate) request_bytes_max: usize,
+    pub(crate) body_bytes_max: usize,
+    pub(crate) txn_ops_max: usize,
+    pub(crate) request_timeout: Duration,
+    identity: Vec<u8>,
+}
+
+impl State {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { node, reads, sizes, metrics, cluster_id, member_id, version, limits } = parts;
+        let request_bytes_max = usize::try_from(limits.request_bytes_max).unwrap_or(usize::MAX);
+        Self {
+            status: node.status(),
+            node,
+            reads,
+            sizes,
+            metrics,
+            member_id,
+            version,
+            quota: Quota::new(limits.quota_bytes),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            heavy_reads: Arc::new(Semaphore::new(HEAVY_READS_MAX)),
+            request_bytes_max,
+            body_bytes_max: preflight::body_bytes_max(request_bytes_max),
+            txn_ops_max: limits.txn_ops_max,
+            request_timeout: limits.request_timeout,
+            identity: Header::identity(cluster_id, member_id),
+        }
+    }
+
+    /// The header of a response at this revision.
+    pub(crate) fn header(&self, revision: i64) -> Header<'_> {
+        Header { identity: &self.identity, revision, term: self.status.borrow().term }
+    }
+
+    /// Once replicas are known to differ, no data of theirs is handed out. (etcd goes on answering reads.)
+    pub(crate) fn refuse_if_corrupt(&self) -> Result<(), ApiError> {
+        if self.reads.alarmed(AlarmKind::Corrupt) { Err(ApiError::CorruptCluster) } else { Ok(()) }
+    }
+
+    /// Bytes that the store has on disk and in memory tables; up to a second old.
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        self.sizes.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of them that hold live data; up to a second old.
+    pub(crate) fn in_use_bytes(&self) -> u64 {
+        self.sizes.in_use.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,130 @@
+//! A large answer, made piece by piece as the client takes it.
+//!
+//! There is no task and no channel: hyper asks for the next piece when there is room for it, so a slow client costs one
+//! piece and one view. Pieces are read on the thread that serves everybody, each within a fraction of a millisecond, and
+//! between two pieces everybody else goes first: so a list of a million keys is not felt by a small put. Where a piece
+//! turns out to take long, because it comes from the disk, the next ones are read on a thread that may block.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame};
+use prometheus::IntCounter;
+use tally_mvcc::{ReadError, Record, Scan};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::error::ApiError;
+use crate::wire::RangeWriter;
+
+/// Records in a piece; bytes of records likewise.
+const PIECE_RECORDS: usize = 64;
+const PIECE_BYTES: usize = 64 * 1024;
+/// A piece that took longer than this came from the disk.
+const SLOW_PIECE: Duration = Duration::from_millis(1);
+/// After a piece, others get this many times its duration if they want it.
+const OTHERS_SHARE: u32 = 3;
+/// A yield that came back sooner found nobody waiting.
+const IDLE_YIELD: Duration = Duration::from_micros(20);
+
+type Next = Pin<Box<dyn Future<Output = (Producer, Result<Bytes, ApiError>)> + Send>>;
+
+/// The body of a large answer.
+pub(crate) struct Pieces {
+    next: Option<Next>,
+    sent_bytes: IntCounter,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What makes the pieces. It has no scan any more once the last piece is made.
+struct Producer {
+    scan: Option<Scan>,
+    writer: Option<RangeWriter>,
+    /// How long the last piece took.
+    worked: Duration,
+}
+
+impl Pieces {
+    /// Goes on with `scan` after what stands in `writer` already.
+    pub(crate) fn new(scan: Scan, writer: RangeWriter, sent_bytes: IntCounter, permit: OwnedSemaphorePermit) -> Self {
+        let producer = Producer { scan: Some(scan), writer: Some(writer), worked: Duration::ZERO };
+        Self { next: Some(Box::pin(producer.next())), sent_bytes, _permit: permit }
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = ApiError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ApiError>>> {
+        let Some(next) = &mut self.next else { return Poll::Ready(None) };
+        let Poll::Ready((producer, piece)) = next.as_mut().poll(context) else { return Poll::Pending };
+        // After an error nothing more comes; hyper then breaks the connection, so the client knows the answer is cut.
+        self.next = (piece.is_ok() && producer.scan.is_some()).then(|| Box::pin(producer.next()) as Next);
+        Poll::Ready(Some(piece.map(|piece| {
+            self.sent_bytes.inc_by(piece.len() as u64);
+            Frame::data(piece)
+        })))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.next.is_none()
+    }
+}
+
+impl Producer {
+    /// Lets others run, then makes the next piece.
+    async fn next(mut self) -> (Self, Result<Bytes, ApiError>) {
+        let_others_run(self.worked).await;
+        let (Some(scan), Some(mut writer)) = (self.scan.take(), self.writer.take()) else {
+            return (self, Err(ApiError::Defect { what: "a stream went on after its end" }));
+        };
+        let started = Instant::now();
+        let (scan, piece) = match read(scan, self.worked > SLOW_PIECE).await {
+            Ok(read) => read,
+            Err(error) => return (self, Err(error)),
+        };
+        let bytes = match piece {
+            Ok(Some(records)) => {
+                writer.reserve(&records);
+                records.iter().for_each(|record| writer.push(record));
+                let bytes = writer.take();
+                self.scan = Some(scan);
+                self.writer = Some(writer);
+                bytes
+            }
+            Ok(None) => writer.finish(scan.more(), scan.count()),
+            Err(error) => return (self, Err(error.into())),
+        };
+        self.worked = started.elapsed();
+        (self, Ok(bytes.into()))
+    }
+}
+
+type Piece = Result<Option<Vec<Record>>, ReadError>;
+
+async fn read(mut scan: Scan, may_block: bool) -> Result<(Scan, Piece), ApiError> {
+    let read = move || {
+        let piece = scan.next_piece(PIECE_RECORDS, PIECE_BYTES);
+        (scan, piece)
+    };
+    if !may_block {
+        return Ok(read());
+    }
+    tokio::task::spawn_blocking(read).await.map_err(|_| ApiError::Defect { what: "a read panicked" })
+}
+
+/// Yields until the others have had their share, or want no more.
+async fn let_others_run(worked: Duration) {
+    let mut theirs = Duration::ZERO;
+    loop {
+        let yielded = Instant::now();
+        tokio::task::yield_now().await;
+        let took = yielded.elapsed();
+        theirs += took;
+        if took < IDLE_YIELD || theirs >= worked * OTHERS_SHARE {
+            return;
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! `tally check`: is the state in a stopped server's database the one that its log says?
+//!
+//! The database proves its own root when it is opened. If the log is whole from its first entry, a fresh store is built
+//! from it in a temporary directory, up to the index that the database has applied, and the two roots must be equal.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tally_apply::{Applier, Body, Committed};
+use tally_backend::{Applied, Backend, Identity};
+use tally_raftnode::{EntryView, describe_entry};
+use tally_wal::dump::{RecordType, RecordView, Report, ScanOptions, scan, verify};
+use tally_wal::{LogIndex, LogPosition, Metadata, ScanError};
+use thiserror::Error;
+
+/// Entries applied together when the log is replayed.
+const CHUNK_ENTRIES: usize = 1024;
+
+/// Why nothing can be compared.
+#[derive(Debug, Error)]
+pub(super) enum CheckError {
+    #[error("cannot read the log")]
+    Scan(#[from] ScanError),
+    #[error("the log is not sound")]
+    Log(#[source] ScanError),
+    #[error("there is no log in {}", .0.display())]
+    NoLog(PathBuf),
+    #[error("there is no database in {}", .0.display())]
+    NoDatabase(PathBuf),
+    #[error("cannot open the database in {}; a running server must be stopped first", path.display())]
+    Database { path: PathBuf, source: tally_backend::OpenError },
+    #[error("the state in the database does not open")]
+    State(#[source] tally_apply::OpenError),
+    #[error("cannot close the database")]
+    Close(#[source] tally_backend::StorageError),
+    #[error("cannot make a temporary directory in {}", path.display())]
+    Temporary { path: PathBuf, source: io::Error },
+    #[error("cannot open a fresh store")]
+    Fresh(#[source] tally_backend::OpenError),
+    #[error("cannot apply the entries of the log before index {before}")]
+    Replay { before: u64, source: tally_apply::Fatal },
+}
+
+/// What was found.
+pub(super) struct CheckReport {
+    applied: Applied,
+    revision: i64,
+    replayed: Result<u128, String>,
+    log: Report,
+}
+
+impl CheckReport {
+    /// The roots are equal, or could not be compared.
+    pub(super) fn is_good(&self) -> bool {
+        self.replayed.as_ref().is_ok_and(|root| *root == self.applied.root) || self.replayed.is_err()
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let Report { first, last, purged, state, segments, torn, .. } = &self.log;
+        let position = |position: &LogPosition| json!({"index": position.index.get(), "term": position.term});
+        let root = |root: u128| format!("{root:032x}");
+        json!({
+            "applied": self.applied.index,
+            "term": self.applied.term,
+            "revision": self.revision,
+            "root": root(self.applied.root),
+            "replayed_root": self.replayed.as_ref().ok().map(|found| root(*found)),
+            "not_replayed_because": self.replayed.as_ref().err(),
+            "equal": self.replayed.as_ref().ok().map(|found| *found == self.applied.root),
+            "wal": {
+                "segments": segments.len(),
+                "first": first.map(LogIndex::get),
+                "last": last.as_ref().map(position),
+                "committed": state.committed.as_ref().map(position),
+                "purged": purged.as_ref().map(position),
+                "torn_tail": torn.as_ref().map(ToString::to_string),
+            },
+        })
+    }
+}
+
+/// Looks into a data directory that no server uses.
+pub(super) fn check(data_dir: &Path, wal_dir: Option<PathBuf>) -> Result<CheckReport, CheckError> {
+    let member = data_dir.join("member");
+    let wal = wal_dir.unwrap_or_else(|| member.join("wal"));
+    let database = member.join("db");
+    let mut log = verify(&wal)?;
+    if let Some(problem) = log.problem.take() {
+        return Err(CheckError::Log(problem));
+    }
+    let Some(metadata) = log.metadata.clone() else { return Err(CheckError::NoLog(wal)) };
+    if !Backend::exists(&database) {
+        return Err(CheckError::NoDatabase(database));
+    }
+    let (applied, revision) = read(&database, &metadata)?;
+    let replayed = match why_not(&log, &applied) {
+        Some(why) => Err(why),
+        None => Ok(replay(&wal, &metadata, applied.index)?),
+    };
+    Ok(CheckReport { applied, revision, replayed, log })
+}
+
+fn identity(metadata: &Metadata) -> Identity {
+    let Metadata { cluster_id, member_id, directory_uuid, .. } = *metadata;
+    Identity { cluster_id, member_id, directory_uuid }
+}
+
+/// What the database has applied. Opening it proves that its root is that of its contents.
+fn read(database: &Path, metadata: &Metadata) -> Result<(Applied, i64), CheckError> {
+    let backend = Backend::open(tally_backend::Config::new(database, identity(metadata)))
+        .map_err(|source| CheckError::Database { path: database.to_owned(), source })?;
+    let (applier, reads) = Applier::open(backend.clone(), tally_mvcc::Options::default()).map_err(CheckError::State)?;
+    let found = (applier.applied().clone(), reads.kv().revision());
+    drop((applier, reads));
+    backend.close().map_err(CheckError::Close)?;
+    Ok(found)
+}
+
+fn why_not(log: &Report, applied: &Applied) -> Option<String> {
+    if let Some(purged) = log.purged {
+        return Some(format!("the log has been cut: it begins after {purged}"));
+    }
+    let last = log.last.map_or(0, |last| last.index.get());
+    (applied.index > last).then(|| format!("the log ends at index {last}, before what is applied"))
+}
+
+/// The root of a fresh store built from the entries up to `upto`.
+fn replay(wal: &Path, metadata: &Metadata, upto: u64) -> Result<u128, CheckError> {
+    let last = last_versions(wal, upto)?;
+    let temporary = Temporary::create()?;
+    let backend = Backend::open(tally_backend::Config::new(temporary.0.join("db"), identity(metadata)))
+        .map_err(CheckError::Fresh)?;
+    let (mut applier, reads) =
+        Applier::open(backend.clone(), tally_mvcc::Options::default()).map_err(CheckError::State)?;
+    let mut chunk = Vec::with_capacity(CHUNK_ENTRIES);
+    let mut apply = |chunk: &mut Vec<Committed>| {
+        let before = chunk.last().map_or(0, |entry| entry.index + 1);
+        applier.apply(chunk).map_err(|source| CheckError::Replay { before, source })?;
+        chunk.clear();
+        Ok::<_, CheckError>(())
+    };
+    for (number, record) in entries(wal, upto)?.enumerate() {
+        let (position, payload) = record?;
+        let slot = usize::try_from(position.index.get()).unwrap_or(usize::MAX);
+        if last.get(slot) != Some(&(number as u64)) {
+            continue;
+        }
+        chunk.push(Committed { index: position.index.get(), term: position.term, body: body(payload) });
+        if chunk.len() == CHUNK_ENTRIES {
+            apply(&mut chunk)?;
+        }
+    }
+    if !chunk.is_empty() {
+        apply(&mut chunk)?;
+    }
+    let root = applier.applied().root;
+    drop((applier, reads));
+    backend.close().map_err(CheckError::Close)?;
+    Ok(root)
+}
+
+fn body(payload: Bytes) -> Body {
+    match describe_entry(&payload) {
+        EntryView::Command(command) => Body::Command(payload.slice_ref(command)),
+        EntryView::Membership(_) => Body::Membership(payload),
+        EntryView::Blank => Body::Blank,
+        // Applying it fails and says what is wrong with it.
+        EntryView::Unreadable(_) => Body::Command(payload),
+    }
+}
+
+type Found = Result<(LogPosition, Bytes), ScanError>;
+
+/// The entries up to an index as they were written, those that were dropped again included.
+fn entries(wal: &Path, upto: u64) -> Result<impl Iterator<Item = Found>, ScanError> {
+    let options = ScanOptions { from: None, to: Some(LogIndex::new(upto)), types: vec![RecordType::Entry] };
+    Ok(scan(wal, options)?.filter_map(|record| match record {
+        Ok(record) => match record.view {
+            RecordView::Entry { position, payload } => Some(Ok((position, payload))),
+            RecordView::Crc(_)
+            | RecordView::Metadata(_)
+            | RecordView::State(_)
+            | RecordView::Truncate { .. }
+            | RecordView::Snapshot(_) => None,
+        },
+        Err(error) => Some(Err(error)),
+    }))
+}
+
+/// For each index, the number of the record that holds its last version: what a later leader wrote counts. 8 bytes per
+/// entry.
+fn last_versions(wal: &Path, upto: u64) -> Result<Vec<u64>, ScanError> {
+    let mut last = Vec::new();
+    for (number, record) in entries(wal, upto)?.enumerate() {
+        let (position, _) = record?;
+        let slot = usize::try_from(position.index.get()).unwrap_or(usize::MAX);
+        if last.len() <= slot {
+            last.resize(slot + 1, u64::MAX);
+        }
+        last[slot] = number as u64;
+    }
+    Ok(last)
+}
+
+/// A directory that is removed when dropped.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn create() -> Result<Temporary, CheckError> {
+        let path = std::env::temp_dir().join(format!("tally-check-{}", uuid::Uuid::new_v4()));
+        fs::create_dir(&path).map_err(|source| CheckError::Temporary { path: path.clone(), source })?;
+        Ok(Temporary(path))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,292 @@
+//! `tally wal dump`: every record of a log, for people or as JSON lines.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tally_apply::{AlarmAction, Command};
+use tally_mvcc::{KeyRange, Op, TxnRequest};
+use tally_raftnode::{EntryView, describe_entry};
+use tally_wal::dump::{RecordType, RecordView, ScanOptions, ScannedRecord, scan};
+use tally_wal::{LogIndex, LogPosition, ScanError};
+use thiserror::Error;
+
+/// Longest part of a value that is shown to people.
+const VALUE_SHOWN_BYTES_MAX: usize = 64;
+
+/// What to show.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    pub(super) from: Option<u64>,
+    pub(super) to: Option<u64>,
+    /// Names of record types; all if empty.
+    pub(super) types: Vec<String>,
+    /// Only commands that touch a key containing this.
+    pub(super) grep: Option<String>,
+}
+
+/// Why the dump ends early.
+#[derive(Debug, Error)]
+pub(super) enum DumpError {
+    #[error("cannot read the log")]
+    Scan(#[from] ScanError),
+    #[error("cannot print")]
+    Print(#[from] io::Error),
+}
+
+/// Prints the records in the order in which they were written.
+pub(super) fn dump(dir: &Path, filter: &Filter, as_json: bool, mut out: impl Write) -> Result<(), DumpError> {
+    let all = [RecordType::Crc, RecordType::Metadata, RecordType::State, RecordType::Snapshot, RecordType::Entry];
+    let types = all.into_iter().filter(|kind| filter.types.iter().any(|name| name == kind.name())).collect();
+    let options = ScanOptions { from: filter.from.map(LogIndex::new), to: filter.to.map(LogIndex::new), types };
+    let mut records = scan(dir, options)?;
+    for record in records.by_ref() {
+        let record = record?;
+        if filter.grep.as_ref().is_some_and(|text| !touches(&record.view, text.as_bytes())) {
+            continue;
+        }
+        let ScannedRecord { file, offset, record, view } = &record;
+        if as_json {
+            let mut line = describe(view);
+            line["file"] = json!(&**file);
+            line["offset"] = json!(offset);
+            line["record"] = json!(record);
+            writeln!(out, "{line}")?;
+        } else {
+            writeln!(out, "{file}:{offset} {}", line(view))?;
+        }
+    }
+    if let Some(torn) = records.torn() {
+        match as_json {
+            true => writeln!(out, "{}", json!({"type": "torn_tail", "text": torn.to_string()}))?,
+            false => writeln!(out, "torn tail (an unfinished write, harmless): {torn}")?,
+        }
+    }
+    Ok(out.flush()?)
+}
+
+/// What an entry carries.
+enum Content<'a> {
+    Command(Command),
+    Other(EntryView<'a>),
+    Undecodable(String),
+}
+
+fn content(payload: &Bytes) -> Content<'_> {
+    match describe_entry(payload) {
+        EntryView::Command(encoded) => match Command::decode(&payload.slice_ref(encoded)) {
+            Ok(command) => Content::Command(command),
+            Err(error) => Content::Undecodable(error.to_string()),
+        },
+        other => Content::Other(other),
+    }
+}
+
+fn touches(view: &RecordView, text: &[u8]) -> bool {
+    let RecordView::Entry { payload, .. } = view else { return false };
+    let Content::Command(command) = content(payload) else { return false };
+    match &command {
+        Command::Put(put) => contains(&put.key, text),
+        Command::DeleteRange(delete) => range_touches(&delete.range, text),
+        Command::Txn(txn) => txn_touches(txn, text),
+        Command::Compact { .. } | Command::Alarm(_) | Command::SetFeatureLevel { .. } | Command::SetMember(_) => false,
+    }
+}
+
+fn contains(key: &[u8], text: &[u8]) -> bool {
+    text.is_empty() || key.windows(text.len()).any(|window| window == text)
+}
+
+fn range_touches(range: &KeyRange, text: &[u8]) -> bool {
+    if range.is_single() {
+        contains(range.start(), text)
+    } else {
+        range.contains(text) || contains(range.start(), text)
+    }
+}
+
+fn txn_touches(txn: &TxnRequest, text: &[u8]) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|op| match op {
+        Op::Put(put) => contains(&put.key, text),
+        Op::Delete(delete) => range_touches(&delete.range, text),
+        Op::Range(_) => false,
+        Op::Txn(txn) => txn_touches(txn, text),
+    })
+}
+
+/// One record for people.
+fn line(view: &RecordView) -> String {
+    match view {
+        RecordView::Crc(head) => format!("crc      segment {} from index {}", head.sequence, head.first_index),
+        RecordView::Metadata(metadata) => format!("metadata format {}, {metadata}", metadata.format),
+        RecordView::State(state) => format!("state    {}", committed(state.committed)),
+        RecordView::Truncate { after: Some(index) } => format!("state    entries after index {index} dropped"),
+        RecordView::Truncate { after: None } => "state    all entries dropped".into(),
+        RecordView::Snapshot(position) => format!("snapshot entries up to {position} dropped"),
+        RecordView::Entry { position, payload } => format!("entry    {position} {}", entry_line(payload)),
+    }
+}
+
+fn committed(position: Option<LogPosition>) -> String {
+    position.map_or("vote only".into(), |position| format!("vote, committed up to {position}"))
+}
+
+fn entry_line(payload: &Bytes) -> String {
+    match content(payload) {
+        Content::Command(command) => command_line(&command),
+        Content::Other(EntryView::Blank) => "blank".into(),
+        Content::Other(EntryView::Membership(view)) => {
+            let member = |(id, urls): &(u64, Vec<String>)| format!("{id:x} [{}]", urls.join(","));
+            let members: Vec<String> = view.members.iter().map(member).collect();
+            format!("membership voters {:x?} members {}", view.voters, members.join(" "))
+        }
+        Content::Other(EntryView::Unreadable(error)) => format!("unreadable: {error}"),
+        Content::Other(EntryView::Command(_)) => "command".into(),
+        Content::Undecodable(error) => format!("undecodable command: {error}"),
+    }
+}
+
+fn command_line(command: &Command) -> String {
+    match command {
+        Command::Put(put) => {
+            let shown = &put.value[..put.value.len().min(VALUE_SHOWN_BYTES_MAX)];
+            let more = if shown.len() < put.value.len() { "…" } else { "" };
+            let (key, value, bytes) = (put.key.escape_ascii(), shown.escape_ascii(), put.value.len());
+            format!("put \"{key}\" = \"{value}{more}\" ({bytes} bytes)")
+        }
+        Command::DeleteRange(delete) => format!("delete {}", range_text(&delete.range)),
+        Command::Txn(txn) => txn_line(txn),
+        Command::Compact { revision } => format!("compact to revision {revision}"),
+        Command::Alarm(alarm) => {
+            let verb = match alarm.action {
+                AlarmAction::Activate => "raise",
+                AlarmAction::Deactivate => "clear",
+            };
+            format!("{verb} alarm {} of member {:x}", alarm.kind.name(), alarm.member_id)
+        }
+        Command::SetFeatureLevel { level } => format!("feature level {level}"),
+        Command::SetMember(member) => {
+            let (name, peers, clients) = (&member.name, member.peer_urls.join(","), member.client_urls.join(","));
+            format!("member {:x} name {name:?} peers [{peers}] clients [{clients}]", member.id)
+        }
+    }
+}
+
+fn txn_line(txn: &TxnRequest) -> String {
+    let compares: Vec<String> = txn
+        .compares
+        .iter()
+        .map(|compare| format!("{} {:?} {:?}", range_text(&compare.range), compare.target, compare.result))
+        .collect();
+    let ops = |ops: &[Op]| ops.iter().map(op_line).collect::<Vec<_>>().join("; ");
+    format!("txn if [{}] then [{}] else [{}]", compares.join("; "), ops(&txn.success), ops(&txn.failure))
+}
+
+fn op_line(op: &Op) -> String {
+    match op {
+        Op::Range(range) => format!("range {}", range_text(&range.range)),
+        Op::Put(put) => command_line(&Command::Put(put.clone())),
+        Op::Delete(delete) => format!("delete {}", range_text(&delete.range)),
+        Op::Txn(txn) => txn_line(txn),
+    }
+}
+
+fn range_text(range: &KeyRange) -> String {
+    let start = range.start().escape_ascii();
+    if range.is_single() {
+        format!("\"{start}\"")
+    } else {
+        format!("\"{start}\"..\"{}\"", range.range_end().escape_ascii())
+    }
+}
+
+/// One record as JSON; bytes as base64, ids in hexadecimal.
+fn describe(view: &RecordView) -> Value {
+    let name = view.record_type().name();
+    match view {
+        RecordView::Crc(head) => json!({
+            "type": name, "sequence": head.sequence, "first_index": head.first_index, "allocated": head.allocated,
+        }),
+        RecordView::Metadata(metadata) => json!({
+            "type": name,
+            "format": metadata.format,
+            "cluster_id": format!("{:x}", metadata.cluster_id),
+            "member_id": format!("{:x}", metadata.member_id),
+            "directory_uuid": uuid::Uuid::from_bytes(metadata.directory_uuid).to_string(),
+        }),
+        RecordView::State(state) => json!({
+            "type": name,
+            "vote": base64(&state.vote),
+            "committed": state.committed.map(|position| json!({"index": position.index.get(), "term": position.term})),
+        }),
+        RecordView::Truncate { after } => json!({"type": name, "truncate_after": after.map(LogIndex::get)}),
+        RecordView::Snapshot(position) => {
+            json!({"type": name, "purged": {"index": position.index.get(), "term": position.term}})
+        }
+        RecordView::Entry { position, payload } => {
+            let mut entry = entry_json(payload);
+            entry["type"] = json!(name);
+            entry["index"] = json!(position.index.get());
+            entry["term"] = json!(position.term);
+            entry
+        }
+    }
+}
+
+fn entry_json(payload: &Bytes) -> Value {
+    match content(payload) {
+        Content::Command(command) => json!({"kind": "command", "command": command_json(&command)}),
+        Content::Other(EntryView::Blank) => json!({"kind": "blank"}),
+        Content::Other(EntryView::Membership(view)) => {
+            let ids = |set: &Vec<u64>| set.iter().map(|id| format!("{id:x}")).collect::<Vec<_>>();
+            let member = |(id, urls): &(u64, Vec<String>)| json!({"id": format!("{id:x}"), "peer_urls": urls});
+            let voters: Vec<_> = view.voters.iter().map(ids).collect();
+            let members: Vec<_> = view.members.iter().map(member).collect();
+            json!({"kind": "membership", "voters": voters, "members": members})
+        }
+        Content::Other(EntryView::Unreadable(error)) => json!({"kind": "unreadable", "error": error.to_string()}),
+        Content::Other(EntryView::Command(bytes)) => json!({"kind": "command", "bytes": base64(bytes)}),
+        Content::Undecodable(error) => json!({"kind": "undecodable", "error": error}),
+    }
+}
+
+fn command_json(command: &Command) -> Value {
+    match command {
+        Command::Put(put) => json!({"put": {
+            "key": base64(&put.key), "value": base64(&put.value), "lease": put.lease,
+            "ignore_value": put.ignore_value, "ignore_lease": put.ignore_lease,
+        }}),
+        Command::DeleteRange(delete) => json!({"delete_range": range_json(&delete.range)}),
+        Command::Txn(txn) => json!({"txn": txn_json(txn)}),
+        Command::Compact { revision } => json!({"compact": {"revision": revision}}),
+        Command::Alarm(_) | Command::SetFeatureLevel { .. } | Command::SetMember(_) => {
+            json!({"text": command_line(command)})
+        }
+    }
+}
+
+fn txn_json(txn: &TxnRequest) -> Value {
+    let compares = txn.compares.iter().map(|compare| {
+        json!({"range": range_json(&compare.range), "test": format!("{:?} {:?}", compare.target, compare.result)})
+    });
+    let ops = |ops: &[Op]| ops.iter().map(op_json).collect::<Vec<_>>();
+    json!({"compare": compares.collect::<Vec<_>>(), "success": ops(&txn.success), "failure": ops(&txn.failure)})
+}
+
+fn op_json(op: &Op) -> Value {
+    match op {
+        Op::Range(range) => json!({"range": range_json(&range.range)}),
+        Op::Put(put) => command_json(&Command::Put(put.clone())),
+        Op::Delete(delete) => json!({"delete_range": range_json(&delete.range)}),
+        Op::Txn(txn) => json!({"txn": txn_json(txn)}),
+    }
+}
+
+fn range_json(range: &KeyRange) -> Value {
+    json!({"key": base64(range.key()), "range_end": base64(range.range_end())})
+}
+
+fn base64(bytes: &[u8]) -> String {
+    base64_simd::STANDARD.encode_to_string(bytes)
+}

@@ -1,0 +1,344 @@
+//! From texts to a [`Config`], with every check that needs no disk and no network.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::duration;
+use super::values::Values;
+use super::{
+    Allowed, AutoCompaction, Config, ConfigError, InitialMember, LogConfig, LogFormat, LogLevel, LogOutput, Url,
+};
+
+/// Largest election timeout, as in etcd.
+const ELECTION_MS_MAX: u64 = 50_000;
+/// An election timeout shorter than this many heartbeats elects needlessly.
+const HEARTBEATS_PER_ELECTION_MIN: u64 = 5;
+/// Most worker threads that can be asked for.
+const WORKER_THREADS_MAX: usize = 256;
+/// Largest request that can be allowed: a log entry holds it whole.
+const REQUEST_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Time between two looks at the revision in revision mode.
+const REVISION_CHECK_MS: u64 = 5 * 60 * 1000;
+
+fn invalid(name: &'static str, why: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { name, why: why.into() }
+}
+
+impl Config {
+    pub(super) fn from_values(values: Values) -> Result<Config, ConfigError> {
+        let name = values.text("name").to_owned();
+        if name.is_empty() || name.contains([',', '=']) {
+            return Err(invalid("name", "must not be empty nor contain a comma or an equals sign"));
+        }
+        let listen_client_urls = listen(&values, "listen-client-urls", true)?;
+        let listen_peer_urls = listen(&values, "listen-peer-urls", true)?;
+        let advertise_client_urls = advertise(&values, "advertise-client-urls", &listen_client_urls)?;
+        let advertise_peer_urls = advertise(&values, "initial-advertise-peer-urls", &listen_peer_urls)?;
+        let initial_cluster = initial_cluster(&values, &name, &advertise_peer_urls)?;
+        let (heartbeat_ms, election_ms) = timing(&values)?;
+        // Histograms per kind of request cost next to nothing here, so both settings show them.
+        choice(&values, "metrics", &[("basic", ()), ("extensive", ())])?;
+        let data_dir = match values.text("data-dir") {
+            "" => PathBuf::from(format!("{name}.etcd")),
+            given => PathBuf::from(given),
+        };
+        let wal_dir = Some(values.text("wal-dir")).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let config = Config {
+            data_dir,
+            wal_dir,
+            listen_client_urls,
+            listen_peer_urls,
+            listen_metrics_urls: listen(&values, "listen-metrics-urls", false)?,
+            advertise_client_urls,
+            advertise_peer_urls,
+            initial_cluster,
+            initial_cluster_token: values.text("initial-cluster-token").to_owned(),
+            initial_cluster_existing: choice(&values, "initial-cluster-state", &[("new", false), ("existing", true)])?,
+            snapshot_count: positive(&values, "snapshot-count")?,
+            snapshot_catchup_entries: positive(&values, "snapshot-catchup-entries")?,
+            heartbeat_ms,
+            election_ms,
+            quota_backend_bytes: values.int("quota-backend-bytes")?,
+            max_request_bytes: request_bytes(&values)?,
+            max_txn_ops: positive(&values, "max-txn-ops")? as usize,
+            max_concurrent_streams: values.int("max-concurrent-streams")?,
+            http2_ping_interval: values.duration("grpc-keepalive-interval"),
+            http2_ping_timeout: values.duration("grpc-keepalive-timeout"),
+            socket_reuse_port: values.bool("socket-reuse-port"),
+            auto_compaction: auto_compaction(&values)?,
+            auto_compaction_check_ms: REVISION_CHECK_MS,
+            compaction_batch_limit: positive(&values, "compaction-batch-limit")? as usize,
+            compaction_sleep: values.duration("compaction-sleep-interval"),
+            cors: allowed(&values, "cors"),
+            host_whitelist: allowed(&values, "host-whitelist"),
+            log: log(&values)?,
+            warning_apply: values.duration("warning-apply-duration"),
+            unsafe_no_fsync: values.bool("unsafe-no-fsync"),
+            worker_threads: values.int("worker-threads")?,
+            name,
+            notices: values.notices,
+        };
+        if config.worker_threads > WORKER_THREADS_MAX {
+            return Err(invalid("worker-threads", format!("at most {WORKER_THREADS_MAX}")));
+        }
+        Ok(config)
+    }
+}
+
+fn urls(values: &Values, name: &'static str) -> Result<Vec<Url>, ConfigError> {
+    let mut urls = Url::parse_list(values.text(name)).map_err(|source| ConfigError::Url { name, source })?;
+    urls.sort();
+    urls.dedup();
+    Ok(urls)
+}
+
+fn listen(values: &Values, name: &'static str, required: bool) -> Result<Vec<Url>, ConfigError> {
+    let urls = urls(values, name)?;
+    for url in &urls {
+        url.endpoint().map_err(|source| ConfigError::Url { name, source })?;
+    }
+    if required && urls.is_empty() {
+        return Err(invalid(name, "at least one URL is needed"));
+    }
+    Ok(urls)
+}
+
+fn advertise(values: &Values, name: &'static str, listened: &[Url]) -> Result<Vec<Url>, ConfigError> {
+    let urls = urls(values, name)?;
+    Ok(if urls.is_empty() { listened.to_vec() } else { urls })
+}
+
+/// The members of `--initial-cluster`; without the flag, this member under the URLs that it advertises.
+fn initial_cluster(values: &Values, name: &str, advertised: &[Url]) -> Result<Vec<InitialMember>, ConfigError> {
+    const FLAG: &str = "initial-cluster";
+    if values.text(FLAG).is_empty() {
+        return Ok(vec![InitialMember { name: name.to_owned(), peer_urls: advertised.to_vec() }]);
+    }
+    let mut members: Vec<InitialMember> = Vec::new();
+    for item in values.text(FLAG).split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let (member, url) =
+            item.split_once('=').ok_or_else(|| invalid(FLAG, format!("{item:?} must have the form name=url")))?;
+        let url = Url::parse(url).map_err(|source| ConfigError::Url { name: FLAG, source })?;
+        match members.iter_mut().find(|known| known.name == member) {
+            Some(known) => known.peer_urls.push(url),
+            None => members.push(InitialMember { name: member.to_owned(), peer_urls: vec![url] }),
+        }
+    }
+    for member in &mut members {
+        member.peer_urls.sort();
+    }
+    let Some(own) = members.iter().find(|member| member.name == name) else {
+        return Err(invalid(FLAG, format!("there is no member named {name:?} in it; set --name, or add it")));
+    };
+    if own.peer_urls != advertised {
+        let list = |urls: &[Url]| urls.iter().map(Url::to_string).collect::<Vec<_>>().join(",");
+        let (there, here) = (list(&own.peer_urls), list(advertised));
+        return Err(invalid(FLAG, format!("{name} has {there} there, but {here} in --initial-advertise-peer-urls")));
+    }
+    if members.len() > 1 {
+        let why = format!("names {} members; clusters of this version have one member", members.len());
+        return Err(invalid(FLAG, why));
+    }
+    Ok(members)
+}
+
+/// Heartbeat interval and election timeout.
+fn timing(values: &Values) -> Result<(u64, u64), ConfigError> {
+    let heartbeat_ms = positive(values, "heartbeat-interval")?;
+    let election_ms = positive(values, "election-timeout")?;
+    if election_ms < HEARTBEATS_PER_ELECTION_MIN.saturating_mul(heartbeat_ms) {
+        let why = format!(
+            "{election_ms} ms must be at least {HEARTBEATS_PER_ELECTION_MIN} times the heartbeat interval of {heartbeat_ms} ms"
+        );
+        return Err(invalid("election-timeout", why));
+    }
+    if election_ms > ELECTION_MS_MAX {
+        return Err(invalid("election-timeout", format!("{election_ms} ms is too long; at most {ELECTION_MS_MAX} ms")));
+    }
+    Ok((heartbeat_ms, election_ms))
+}
+
+fn positive(values: &Values, name: &'static str) -> Result<u64, ConfigError> {
+    match values.int::<u64>(name)? {
+        0 => Err(invalid(name, "must be at least 1")),
+        number => Ok(number),
+    }
+}
+
+fn request_bytes(values: &Values) -> Result<u64, ConfigError> {
+    match positive(values, "max-request-bytes")? {
+        bytes if bytes > REQUEST_BYTES_MAX => {
+            Err(invalid("max-request-bytes", format!("{bytes} is too large; at most {REQUEST_BYTES_MAX}")))
+        }
+        bytes => Ok(bytes),
+    }
+}
+
+fn choice<T: Clone>(values: &Values, name: &'static str, choices: &[(&str, T)]) -> Result<T, ConfigError> {
+    let given = values.text(name);
+    choices.iter().find(|(choice, _)| *choice == given).map(|(_, meaning)| meaning.clone()).ok_or_else(|| {
+        let known: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
+        invalid(name, format!("{given:?} is none of {}", known.join(", ")))
+    })
+}
+
+fn allowed(values: &Values, name: &'static str) -> Allowed {
+    let names: Vec<&str> = values.text(name).split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    if names.is_empty() || names.contains(&"*") {
+        Allowed::All
+    } else {
+        Allowed::Only(names.into_iter().map(str::to_owned).collect())
+    }
+}
+
+fn auto_compaction(values: &Values) -> Result<AutoCompaction, ConfigError> {
+    const RETENTION: &str = "auto-compaction-retention";
+    let retention = values.text(RETENTION).trim();
+    let number: Option<i64> = retention.parse().ok();
+    let periodic = choice(values, "auto-compaction-mode", &[("periodic", true), ("revision", false)])?;
+    match (periodic, number) {
+        (_, Some(0)) => Ok(AutoCompaction::Off),
+        (_, Some(negative)) if negative < 0 => Err(invalid(RETENTION, "must not be negative")),
+        (true, Some(hours)) => hours
+            .checked_mul(3600)
+            .map(|seconds| AutoCompaction::Periodic(Duration::from_secs(seconds as u64)))
+            .ok_or_else(|| invalid(RETENTION, "is too long")),
+        (true, None) => match duration::parse(retention) {
+            Some(Duration::ZERO) => Ok(AutoCompaction::Off),
+            Some(span) => Ok(AutoCompaction::Periodic(span)),
+            None => {
+                Err(invalid(RETENTION, format!("{retention:?} is neither a duration such as 5m nor a number of hours")))
+            }
+        },
+        (false, Some(revisions)) => Ok(AutoCompaction::Revision(revisions)),
+        (false, None) => Err(invalid(RETENTION, format!("{retention:?} is not a number of revisions"))),
+    }
+}
+
+fn log(values: &Values) -> Result<LogConfig, ConfigError> {
+    let level = choice(
+        values,
+        "log-level",
+        &[
+            ("debug", LogLevel::Debug),
+            ("info", LogLevel::Info),
+            ("warn", LogLevel::Warn),
+            ("error", LogLevel::Error),
+            ("panic", LogLevel::Error),
+            ("fatal", LogLevel::Error),
+        ],
+    )?;
+    let format = choice(values, "log-format", &[("json", LogFormat::Json), ("console", LogFormat::Console)])?;
+    let outputs = values.text("log-outputs").split(',').map(str::trim).filter(|output| !output.is_empty());
+    let outputs: Vec<LogOutput> = outputs
+        .map(|output| match output {
+            "default" | "stderr" => LogOutput::Stderr,
+            "stdout" => LogOutput::Stdout,
+            path => LogOutput::File(PathBuf::from(path)),
+        })
+        .collect();
+    if outputs.is_empty() {
+        return Err(invalid("log-outputs", "at least one output is needed"));
+    }
+    Ok(LogConfig { level, format, outputs })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::Invocation;
+    use super::*;
+
+    fn config(args: &[&str]) -> Result<Config, ConfigError> {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        match Config::from_args(&args, std::iter::empty())? {
+            Invocation::Serve(config) => Ok(*config),
+            Invocation::Print(text) => panic!("prints {text}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_etcd() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.name, "default");
+        assert_eq!(config.data_dir, PathBuf::from("default.etcd"));
+        assert_eq!(config.listen_client_urls[0].to_string(), "http://localhost:2379");
+        assert_eq!(config.initial_cluster[0].peer_urls[0].to_string(), "http://localhost:2380");
+        assert_eq!((config.heartbeat_ms, config.election_ms), (100, 1000));
+        assert_eq!(config.request_timeout(), Duration::from_secs(7));
+        assert_eq!((config.snapshot_count, config.snapshot_catchup_entries), (10_000, 5_000));
+        assert_eq!((config.max_txn_ops, config.max_request_bytes), (128, 1_572_864));
+        assert_eq!(config.quota_bytes(), Some(2 << 30));
+        assert_eq!(config.auto_compaction, AutoCompaction::Off);
+        assert!(config.workers() >= 1);
+    }
+
+    #[test]
+    fn the_data_directory_follows_the_name() {
+        assert_eq!(config(&["--name=n1"]).unwrap().data_dir, PathBuf::from("n1.etcd"));
+        assert_eq!(config(&["--name=n1", "--data-dir=d"]).unwrap().data_dir, PathBuf::from("d"));
+    }
+
+    #[test]
+    fn retention_is_read_as_etcd_reads_it() {
+        for (mode, retention, expected) in [
+            ("periodic", "0", AutoCompaction::Off),
+            ("periodic", "0s", AutoCompaction::Off),
+            ("periodic", "2", AutoCompaction::Periodic(Duration::from_secs(7200))),
+            ("periodic", "5m", AutoCompaction::Periodic(Duration::from_secs(300))),
+            ("revision", "0", AutoCompaction::Off),
+            ("revision", "1000", AutoCompaction::Revision(1000)),
+        ] {
+            let args = [format!("--auto-compaction-mode={mode}"), format!("--auto-compaction-retention={retention}")];
+            let config = config(&[&args[0], &args[1]]).unwrap();
+            assert_eq!(config.auto_compaction, expected, "{mode} {retention}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["--name="], "--name"),
+            (&["--election-timeout=400"], "5 times"),
+            (&["--election-timeout=50001"], "50000"),
+            (&["--heartbeat-interval=0"], "--heartbeat-interval"),
+            (&["--heartbeat-interval=-1"], "--heartbeat-interval"),
+            (&["--listen-client-urls=http://example.org:1"], "IP address"),
+            (&["--listen-client-urls=https://127.0.0.1:1"], "TLS"),
+            (&["--listen-client-urls="], "--listen-client-urls"),
+            (&["--advertise-client-urls=nonsense"], "--advertise-client-urls"),
+            (&["--initial-cluster=x=http://localhost:2380"], "\"default\""),
+            (&["--initial-cluster=default=http://localhost:1"], "--initial-advertise-peer-urls"),
+            (&["--initial-cluster=default=http://localhost:2380,b=http://h:1"], "one member"),
+            (&["--initial-cluster=nonsense"], "name=url"),
+            (&["--initial-cluster-state=old"], "existing"),
+            (&["--auto-compaction-mode=sometimes"], "periodic"),
+            (&["--auto-compaction-retention=soon"], "soon"),
+            (&["--auto-compaction-retention=-1"], "negative"),
+            (&["--auto-compaction-mode=revision", "--auto-compaction-retention=5m"], "revisions"),
+            (&["--log-level=loud"], "warn"),
+            (&["--log-format=xml"], "json"),
+            (&["--metrics=all"], "extensive"),
+            (&["--max-concurrent-streams=4294967296"], "out of range"),
+            (&["--max-txn-ops=0"], "--max-txn-ops"),
+            (&["--worker-threads=1000"], "256"),
+            (&["--max-request-bytes=1000000000"], "too large"),
+        ];
+        for (args, needle) in cases {
+            let error = config(args).unwrap_err().to_string();
+            assert!(error.contains(needle), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_member_with_several_peer_urls_is_one_member() {
+        let config = config(&[
+            "--name=a",
+            "--initial-advertise-peer-urls=http://h:2,http://h:1",
+            "--initial-cluster=a=http://h:1,a=http://h:2",
+        ])
+        .unwrap();
+        assert_eq!(config.initial_cluster.len(), 1);
+        assert_eq!(config.initial_cluster[0].peer_urls.len(), 2);
+    }
+}

@@ -1,0 +1,118 @@
+//! The data directory before anything is opened in it: made, private, writable.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Only the server's own user may look into its data.
+const MODE: u32 = 0o700;
+
+/// Why a data directory cannot be used.
+#[derive(Debug, Error)]
+pub enum DataDirError {
+    /// It cannot be made.
+    #[error("cannot create data directory {path}: {source}; check the path and the permissions of its parent")]
+    Create {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error("{path} is not a directory; choose another --data-dir")]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Nothing can be written in it.
+    #[error("data directory {path} is not writable: {source}; check its owner, its permissions and the mount")]
+    NotWritable {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its contents would be readable by others, and that cannot be changed.
+    #[error("cannot make data directory {path} private (mode 0700): {source}")]
+    Private {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// `--initial-cluster-state=existing` without data.
+    #[error("{path} holds no data, but --initial-cluster-state is existing; joining a cluster is not in this version")]
+    NothingToJoin {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// Makes the directory if it is not there, closes it to other users, and proves that it can be written.
+pub(crate) fn prepare(path: &Path) -> Result<(), DataDirError> {
+    let named = |source| DataDirError::Create { path: path.to_owned(), source };
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_dir() => return Err(DataDirError::NotADirectory { path: path.to_owned() }),
+        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
+            fs::set_permissions(path, Permissions::from_mode(MODE))
+                .map_err(|source| DataDirError::Private { path: path.to_owned(), source })?;
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(MODE).create(path).map_err(named)?;
+            sync_parent(path).map_err(named)?;
+        }
+        Err(error) => return Err(named(error)),
+    }
+    probe(path).map_err(|source| DataDirError::NotWritable { path: path.to_owned(), source })
+}
+
+/// The directory's own entry must survive a crash before anything inside can.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => fs::File::open(parent)?.sync_all(),
+        None => fs::File::open(".")?.sync_all(),
+    }
+}
+
+/// Permission bits say little to root and nothing about mounts, so a file is written.
+fn probe(path: &Path) -> io::Result<()> {
+    let file = path.join(".writable");
+    fs::write(&file, b"")?;
+    fs::remove_file(&file)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn directories_are_made_with_parents_and_closed_to_others() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b");
+        prepare(&path).unwrap();
+        assert_eq!(mode(&path), 0o700);
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        prepare(&path).unwrap();
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_directory_or_cannot_be_made_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        fs::write(&file, b"").unwrap();
+        assert!(matches!(prepare(&file), Err(DataDirError::NotADirectory { .. })));
+        assert!(matches!(prepare(&file.join("below")), Err(DataDirError::Create { .. })));
+        assert!(prepare(Path::new("/proc/tally")).is_err());
+    }
+}

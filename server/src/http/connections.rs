@@ -1,0 +1,415 @@
+//! All open connections: their number is bounded, and those that make no progress are closed.
+//!
+//! **Invariant**: no clock is read on the path of a request. A connection only counts its events; the reaper looks at the
+//! counters every [`TICK`] and closes a connection whose phase and counter have not changed for that phase's time.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+/// Time between two looks at the connections.
+const TICK: Duration = Duration::from_secs(2);
+
+/// What connections may cost. The times are kept to within [`TICK`].
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Open connections on all listeners together; further ones are closed at once.
+    pub(crate) connections_max: usize,
+    /// From the connection, or the first byte of a request, until its head is complete.
+    pub(crate) head_timeout: Duration,
+    /// From the complete head until the response begins: reading the body, and handling.
+    pub(crate) handler_timeout: Duration,
+    /// For the client to take any byte of a response.
+    pub(crate) stall_timeout: Duration,
+    /// Without any request.
+    pub(crate) idle_timeout: Duration,
+    /// Size of a request's head, and of the buffer that a connection reads into.
+    pub(crate) head_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections_max: 20_000,
+            head_timeout: Duration::from_secs(10),
+            handler_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(600),
+            head_bytes_max: 64 * 1024,
+        }
+    }
+}
+
+impl Limits {
+    /// The same, with connections bounded by the file descriptors that this process may open.
+    pub(crate) fn within_descriptors(mut self) -> Limits {
+        /// Descriptors kept for the database, the log and everything else.
+        const RESERVED: usize = 1_100;
+        if let Some(limit) = descriptor_limit() {
+            let available = limit.saturating_sub(RESERVED).max(limit / 2);
+            self.connections_max = self.connections_max.min(available);
+        }
+        self
+    }
+}
+
+/// How many files this process may open.
+pub(crate) fn descriptor_limit() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+    line.split_whitespace().nth(3)?.parse().ok()
+}
+
+/// What a connection is told from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Continue,
+    /// Finish the requests under way, then close.
+    Drain,
+    Close,
+}
+
+/// One connection, as seen by its own task and by the reaper.
+#[derive(Debug, Default)]
+pub(super) struct Connection {
+    order: AtomicU8,
+    pub(super) wake: Notify,
+    reads: AtomicU32,
+    writes: AtomicU32,
+    write_blocked: AtomicBool,
+    http2: AtomicBool,
+    /// Bytes have come that belong to no request yet.
+    partial: AtomicBool,
+    requests: AtomicU32,
+    handling: AtomicU32,
+    open: AtomicU32,
+}
+
+impl Connection {
+    pub(super) fn order(&self) -> Order {
+        match self.order.load(Relaxed) {
+            0 => Order::Continue,
+            1 => Order::Drain,
+            _ => Order::Close,
+        }
+    }
+
+    fn command(&self, order: Order) {
+        self.order.fetch_max(order as u8, Relaxed);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn on_read(&self, is_http2: bool) {
+        self.reads.fetch_add(1, Relaxed);
+        if is_http2 {
+            self.http2.store(true, Relaxed);
+        } else if self.open.load(Relaxed) == 0 {
+            self.partial.store(true, Relaxed);
+        }
+    }
+
+    pub(super) fn on_write(&self, progressed: bool) {
+        if progressed {
+            self.writes.fetch_add(1, Relaxed);
+        }
+        if self.write_blocked.load(Relaxed) == progressed {
+            self.write_blocked.store(!progressed, Relaxed);
+        }
+    }
+
+    /// A request's head is complete. The guard ends the request.
+    pub(super) fn begin(self: &Arc<Self>) -> Request {
+        self.partial.store(false, Relaxed);
+        self.requests.fetch_add(1, Relaxed);
+        self.handling.fetch_add(1, Relaxed);
+        self.open.fetch_add(1, Relaxed);
+        Request { connection: Arc::clone(self), handling: true }
+    }
+
+    fn phase(&self) -> (Phase, u32) {
+        let activity = || self.reads.load(Relaxed).wrapping_add(self.requests.load(Relaxed));
+        if self.write_blocked.load(Relaxed) {
+            (Phase::Stalled, self.writes.load(Relaxed))
+        } else if self.handling.load(Relaxed) > 0 {
+            (Phase::Handling, self.requests.load(Relaxed))
+        } else if self.open.load(Relaxed) > 0 {
+            (Phase::Responding, 0)
+        } else if self.http2.load(Relaxed) {
+            (Phase::Idle, activity())
+        } else if self.partial.load(Relaxed) || self.requests.load(Relaxed) == 0 {
+            (Phase::Head, self.requests.load(Relaxed))
+        } else {
+            (Phase::Idle, activity())
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Head,
+    Handling,
+    /// Has a limit only while the client does not read: then it is [`Phase::Stalled`].
+    Responding,
+    Stalled,
+    Idle,
+}
+
+impl Phase {
+    fn limit(self, limits: &Limits) -> Option<Duration> {
+        match self {
+            Phase::Head => Some(limits.head_timeout),
+            Phase::Handling => Some(limits.handler_timeout),
+            Phase::Responding => None,
+            Phase::Stalled => Some(limits.stall_timeout),
+            Phase::Idle => Some(limits.idle_timeout),
+        }
+    }
+}
+
+/// A request under way, until its response has been sent.
+pub(super) struct Request {
+    connection: Arc<Connection>,
+    handling: bool,
+}
+
+impl Request {
+    /// The response begins.
+    pub(super) fn respond(&mut self) {
+        if std::mem::take(&mut self.handling) {
+            self.connection.handling.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.respond();
+        self.connection.open.fetch_sub(1, Relaxed);
+    }
+}
+
+struct Watched {
+    connection: Arc<Connection>,
+    seen: (Phase, u32),
+    unchanged: Duration,
+}
+
+/// The connections of all listeners of a server.
+#[derive(Default)]
+pub(crate) struct Connections {
+    limits: Limits,
+    open: Mutex<HashMap<u64, Watched>>,
+    next: AtomicU64,
+    draining: AtomicBool,
+    emptied: Notify,
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    timed_out: AtomicU64,
+}
+
+impl Connections {
+    pub(crate) fn new(limits: Limits) -> Connections {
+        Connections { limits, ..Connections::default() }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Open now.
+    pub(crate) fn open(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Accepted since the start.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.load(Relaxed)
+    }
+
+    /// Closed at once because too many were open.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+
+    /// Closed because they made no progress.
+    pub(crate) fn timed_out(&self) -> u64 {
+        self.timed_out.load(Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Watched>> {
+        // Every change of the map is a single insertion or removal, so a panic leaves it whole.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a new connection, unless too many are open or the server stops.
+    pub(super) fn admit(self: &Arc<Self>) -> Option<Place> {
+        let mut open = self.lock();
+        if self.draining.load(Relaxed) || open.len() >= self.limits.connections_max {
+            self.refused.fetch_add(1, Relaxed);
+            return None;
+        }
+        self.accepted.fetch_add(1, Relaxed);
+        let id = self.next.fetch_add(1, Relaxed);
+        let connection = Arc::new(Connection::default());
+        let seen = connection.phase();
+        open.insert(id, Watched { connection: Arc::clone(&connection), seen, unchanged: Duration::ZERO });
+        Some(Place { all: Arc::clone(self), id, connection })
+    }
+
+    /// Closes connections without progress, for ever.
+    pub(crate) async fn reap(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            ticks.tick().await;
+            self.tick(TICK);
+        }
+    }
+
+    fn tick(&self, elapsed: Duration) {
+        for watched in self.lock().values_mut() {
+            let now = watched.connection.phase();
+            if now != watched.seen {
+                watched.seen = now;
+                watched.unchanged = Duration::ZERO;
+                continue;
+            }
+            watched.unchanged += elapsed;
+            if now.0.limit(&self.limits).is_some_and(|limit| watched.unchanged >= limit)
+                && watched.connection.order() != Order::Close
+            {
+                self.timed_out.fetch_add(1, Relaxed);
+                watched.connection.command(Order::Close);
+            }
+        }
+    }
+
+    /// Admits nobody any more and waits until the requests under way are answered, or `patience` is over: then closes all.
+    pub(crate) async fn drain(&self, patience: Duration) {
+        self.draining.store(true, Relaxed);
+        self.command_all(Order::Drain);
+        if tokio::time::timeout(patience, self.empty()).await.is_err() {
+            tracing::warn!(open_connections = self.open(), "closing connections whose requests did not end in time");
+            self.command_all(Order::Close);
+            self.empty().await;
+        }
+    }
+
+    fn command_all(&self, order: Order) {
+        self.lock().values().for_each(|watched| watched.connection.command(order));
+    }
+
+    async fn empty(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.open() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+}
+
+/// A connection's place among all; dropping it makes room.
+pub(super) struct Place {
+    all: Arc<Connections>,
+    id: u64,
+    pub(super) connection: Arc<Connection>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.all.lock();
+        open.remove(&self.id);
+        if open.is_empty() {
+            self.all.emptied.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn all(connections_max: usize) -> Arc<Connections> {
+        Arc::new(Connections::new(Limits { connections_max, ..Limits::default() }))
+    }
+
+    /// Ticks of 5 s until the connection is told to close; `None` if it is not within an hour.
+    fn closed_after(all: &Connections, connection: &Connection, mut each: impl FnMut()) -> Option<u64> {
+        (1..=720).find_map(|ticks| {
+            each();
+            all.tick(Duration::from_secs(5));
+            (connection.order() == Order::Close).then_some(ticks * 5)
+        })
+    }
+
+    #[test]
+    fn the_number_of_connections_is_bounded() {
+        let all = all(2);
+        let first = all.admit().unwrap();
+        let _second = all.admit().unwrap();
+        assert!(all.admit().is_none());
+        assert_eq!((all.open(), all.refused()), (2, 1));
+        drop(first);
+        assert!(all.admit().is_some());
+    }
+
+    #[test]
+    fn a_connection_that_says_nothing_or_drips_a_head_is_closed() {
+        let all = all(9);
+        let silent = all.admit().unwrap();
+        assert_eq!(closed_after(&all, &silent.connection, || ()), Some(10));
+        let dripping = all.admit().unwrap();
+        let connection = Arc::clone(&dripping.connection);
+        assert_eq!(closed_after(&all, &connection, || connection.on_read(false)), Some(10));
+        assert_eq!(all.timed_out(), 2);
+    }
+
+    #[test]
+    fn an_idle_connection_is_kept_for_long_and_a_busy_one_for_ever() {
+        let all = all(9);
+        let place = all.admit().unwrap();
+        let connection = Arc::clone(&place.connection);
+        assert_eq!(closed_after(&all, &connection, || connection.begin().respond()), None);
+        assert_eq!(closed_after(&all, &connection, || ()), Some(600));
+    }
+
+    #[test]
+    fn a_body_that_never_ends_is_closed_and_a_long_response_is_not() {
+        let all = all(9);
+        let place = all.admit().unwrap();
+        let connection = Arc::clone(&place.connection);
+        let mut request = connection.begin();
+        request.respond();
+        assert_eq!(closed_after(&all, &connection, || connection.on_write(true)), None);
+        drop(request);
+        let _request = connection.begin();
+        assert_eq!(closed_after(&all, &connection, || connection.on_read(false)), Some(65));
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_closed() {
+        let all = all(9);
+        let place = all.admit().unwrap();
+        let connection = Arc::clone(&place.connection);
+        let mut request = connection.begin();
+        request.respond();
+        connection.on_write(false);
+        assert_eq!(closed_after(&all, &connection, || ()), Some(65));
+    }
+
+    #[test]
+    fn bytes_behind_a_running_request_do_not_count_as_a_late_head() {
+        let all = all(9);
+        let place = all.admit().unwrap();
+        let connection = Arc::clone(&place.connection);
+        let request = connection.begin();
+        connection.on_read(false);
+        drop(request);
+        assert_eq!(connection.phase().0, Phase::Idle);
+    }
+}

@@ -1,0 +1,142 @@
+//! What every request meets before the routes: the allowed host names, CORS, and the books of its connection.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HOST,
+    HeaderValue, ORIGIN,
+};
+use hyper::service::Service as _;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::service::TowerToHyperService;
+
+use super::connections::{Connection, Request as Open};
+use crate::config::Allowed;
+
+/// The routes of a listener with what guards them.
+pub(crate) struct Front {
+    routes: TowerToHyperService<Router>,
+    hosts: Allowed,
+    origins: Allowed,
+}
+
+impl Front {
+    pub(crate) fn new(routes: Router, hosts: Allowed, origins: Allowed) -> Front {
+        Front { routes: TowerToHyperService::new(routes), hosts, origins }
+    }
+
+    pub(super) async fn call(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        connection: Arc<Connection>,
+    ) -> Result<Response<Tracked>, Infallible> {
+        let mut open = connection.begin();
+        let response = match self.refuse(&request) {
+            Some(refusal) => refusal,
+            None => {
+                let origin = self.allowed_origin(&request);
+                if request.method() == Method::OPTIONS {
+                    with_cors(Response::new(Body::empty()), origin)
+                } else {
+                    let response = self.routes.call(request).await?;
+                    if origin.is_some() { with_cors(response, origin) } else { response }
+                }
+            }
+        };
+        open.respond();
+        Ok(response.map(|body| Tracked { body, _open: open }))
+    }
+
+    /// A browser that was led here under a foreign name (DNS rebinding) is turned away.
+    fn refuse(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
+        let Allowed::Only(hosts) = &self.hosts else { return None };
+        let authority = match request.uri().host() {
+            Some(host) => host,
+            None => request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
+        };
+        let host = host_name(authority);
+        if hosts.contains(host) {
+            return None;
+        }
+        let text = format!("host {host:?} is not one that this server answers to; see --host-whitelist\n");
+        let mut response = Response::new(Body::from(text));
+        *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        Some(response)
+    }
+
+    /// What to answer a browser that asks on behalf of another site. `None` if it is not a browser, or not allowed.
+    fn allowed_origin(&self, request: &Request<Incoming>) -> Option<HeaderValue> {
+        let origin = request.headers().get(ORIGIN);
+        match &self.origins {
+            Allowed::All if origin.is_some() || request.method() == Method::OPTIONS => {
+                Some(HeaderValue::from_static("*"))
+            }
+            Allowed::All => None,
+            Allowed::Only(names) => {
+                origin.filter(|origin| origin.to_str().is_ok_and(|origin| names.contains(origin))).cloned()
+            }
+        }
+    }
+}
+
+/// A name without its port: `h:1` and `[::1]:1`.
+fn host_name(authority: &str) -> &str {
+    match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    }
+}
+
+fn with_cors(mut response: Response<Body>, origin: Option<HeaderValue>) -> Response<Body> {
+    if let Some(origin) = origin {
+        let headers = response.headers_mut();
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"));
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("accept, content-type, authorization"));
+    }
+    response
+}
+
+/// A response's body that ends its request when it has been sent, or given up.
+pub(super) struct Tracked {
+    body: Body,
+    _open: Open,
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_name;
+
+    #[test]
+    fn ports_are_cut_off_names() {
+        assert_eq!(host_name("h:1"), "h");
+        assert_eq!(host_name("h"), "h");
+        assert_eq!(host_name("[::1]:1"), "::1");
+        assert_eq!(host_name("127.0.0.1:2379"), "127.0.0.1");
+    }
+}

@@ -1,0 +1,34 @@
+//! The `tally` program: a server without a subcommand, or one of the tools that look into its data.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use tally_server::{Config, Invocation, run, subcommand};
+
+/// Exit status for a command line that makes no sense, as Go's flag package has it.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    if args.first().is_some_and(|first| !first.starts_with('-')) {
+        return subcommand(&args);
+    }
+    let env = std::env::vars_os().map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned()));
+    match Config::from_args(&args, env) {
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "tally: {error}\nSee `tally --help`.");
+            ExitCode::from(USAGE)
+        }
+        Ok(Invocation::Print(text)) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Ok(Invocation::Serve(config)) => match run(*config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "tally: {error}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}

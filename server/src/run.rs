@@ -1,0 +1,141 @@
+//! The life of the process: logging, threads, signals, and how it ends.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::app::{Server, ShutdownError, StartError};
+use crate::config::{Config, LogOutput};
+use crate::logging::{self, LogError};
+
+/// How long threads may take to end once the outcome is known; then the process is aborted.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why the process ends with a non-zero status. The texts include those of all sources: one line says everything.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Logging cannot begin.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The threads cannot be started, or signals cannot be received.
+    #[error("cannot set up the process: {0}")]
+    Process(#[from] io::Error),
+    /// The server does not start.
+    #[error("{}", chain(.0))]
+    Start(#[from] StartError),
+    /// The server cannot go on.
+    #[error("stopped by a fatal error: {}", chain(.0))]
+    Fatal(tally_raftnode::FatalError),
+    /// The server was told to stop, and could not do so cleanly.
+    #[error("{}", chain(.0))]
+    Shutdown(#[from] ShutdownError),
+}
+
+/// An error and its sources in one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        // Some errors repeat their source.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// Runs a server until SIGTERM or SIGINT, or until it fails.
+///
+/// # Errors
+/// [`RunError`]; the process must then end with a non-zero status.
+pub fn run(config: Config) -> Result<(), RunError> {
+    logging::start(&config.log)?;
+    abort_on_panic();
+    for notice in &config.notices {
+        tracing::warn!("{notice}");
+    }
+    let log_is_seen = config.log.outputs.contains(&LogOutput::Stderr);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.workers())
+        .thread_name("tally-worker")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(serve(config));
+    if let Err(error) = &result {
+        abort_unless_ended();
+        // The caller prints it; a log that goes elsewhere needs it too.
+        if !log_is_seen {
+            tracing::error!(%error, "the server ends");
+        }
+    }
+    runtime.shutdown_timeout(EXIT_PATIENCE);
+    result
+}
+
+async fn serve(config: Config) -> Result<(), RunError> {
+    let mut signals = Signals::new()?;
+    let server = tokio::select! {
+        started = Server::start(config) => started?,
+        name = signals.next() => {
+            tracing::info!(signal = name, "stopping before the start was complete");
+            return Ok(());
+        }
+    };
+    tokio::select! {
+        fatal = server.failed() => return Err(RunError::Fatal(fatal)),
+        name = signals.next() => tracing::info!(signal = name, "stopping"),
+    }
+    tokio::select! {
+        stopped = server.shutdown() => stopped?,
+        name = signals.next() => {
+            tracing::warn!(signal = name, "stopping at once; what was acknowledged is in the log");
+            abort_unless_ended();
+            std::process::exit(1);
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The two signals that ask a process to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// A task that panicked may have left anything behind, so nothing goes on after it.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!(%panic, "the process is aborted by a panic: this is a bug");
+        print(panic);
+        std::process::abort();
+    }));
+}
+
+/// A process that has failed must not live on because a thread hangs, for example on a dead disk.
+fn abort_unless_ended() {
+    std::thread::spawn(|| {
+        std::thread::sleep(EXIT_PATIENCE);
+        std::process::abort();
+    });
+}

@@ -1,0 +1,27 @@
+//! The JSON form of etcd's messages: requests in, responses out. Nothing here knows HTTP, Raft or the store's inner life.
+//!
+//! ```text
+//!   body ──► syntax (one JSON value?) ──► read/base64 (typed fields) ──► request (messages) ──► convert (domain requests)
+//!   stored records, replies ──► write (digits, base64, strings) ──► response (messages) ──► body
+//! ```
+//!
+//! - **Invariant**: decoding never panics, recurses at most `TXN_DEPTH_MAX` transactions deep, and allocates no more than
+//!   a small multiple of the body.
+//! - **Invariant**: a response is written once, straight from the stored records; no intermediate tree.
+
+mod base64;
+mod convert;
+mod overlap;
+mod read;
+mod request;
+pub(crate) mod response;
+mod syntax;
+mod write;
+
+pub(crate) use convert::{delete_range, put, range, txn};
+pub(crate) use read::DecodeError;
+pub(crate) use request::{
+    CompactionMessage, DeleteRangeMessage, EmptyMessage, HashKvMessage, PutMessage, RangeMessage, TxnMessage, decode,
+    reads_are_serializable,
+};
+pub(crate) use response::{Header, RangeWriter, Status};

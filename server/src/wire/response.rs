@@ -1,0 +1,306 @@
+//! The response messages, written once from the replies and the stored records, with etcd's names in etcd's order.
+
+use tally_mvcc::{DeleteReply, OpReply, PutReply, RangeResult, Record, TxnReply};
+
+use crate::error::{ApiError, Effect};
+use crate::wire::write;
+
+/// What every response begins with: who answers, at which revision and term.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header<'a> {
+    /// The two ids as they are written: see [`Header::identity`].
+    pub(crate) identity: &'a [u8],
+    /// The store's revision; not written if zero.
+    pub(crate) revision: i64,
+    /// The Raft term.
+    pub(crate) term: u64,
+}
+
+impl Header<'_> {
+    /// The part of a header that never changes, made once per server.
+    pub(crate) fn identity(cluster_id: u64, member_id: u64) -> Vec<u8> {
+        format!("{{\"header\":{{\"cluster_id\":\"{cluster_id}\",\"member_id\":\"{member_id}\"").into_bytes()
+    }
+
+    /// The beginning of a response, with room for `capacity` bytes in all.
+    fn begin(&self, capacity: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(capacity + HEADER_BYTES);
+        out.extend_from_slice(self.identity);
+        write::signed(&mut out, ",\"revision\":\"", self.revision);
+        write::unsigned(&mut out, ",\"raft_term\":\"", self.term);
+        out.push(b'}');
+        out
+    }
+}
+
+/// At least what a header and the braces around take.
+const HEADER_BYTES: usize = 192;
+/// At least what a record takes beside its key and value.
+const RECORD_BYTES: usize = 128;
+
+pub(crate) fn range(header: &Header<'_>, result: &RangeResult) -> Vec<u8> {
+    let mut writer = RangeWriter::with_capacity(header, kvs_bytes(&result.kvs));
+    result.kvs.iter().for_each(|record| writer.push(record));
+    writer.finish(result.more, result.count)
+}
+
+pub(crate) fn put(header: &Header<'_>, reply: &PutReply) -> Vec<u8> {
+    let mut out = header.begin(reply.prev_kv.as_ref().map_or(0, |record| kvs_bytes(std::slice::from_ref(record))));
+    put_fields(&mut out, reply);
+    out.push(b'}');
+    out
+}
+
+pub(crate) fn delete_range(header: &Header<'_>, reply: &DeleteReply) -> Vec<u8> {
+    let mut out = header.begin(kvs_bytes(&reply.prev_kvs));
+    delete_fields(&mut out, reply);
+    out.push(b'}');
+    out
+}
+
+pub(crate) fn txn(header: &Header<'_>, reply: &TxnReply) -> Vec<u8> {
+    let mut out = header.begin(txn_bytes(reply));
+    txn_fields(&mut out, reply);
+    out.push(b'}');
+    out
+}
+
+/// A response that is only a header.
+pub(crate) fn header_only(header: &Header<'_>) -> Vec<u8> {
+    let mut out = header.begin(0);
+    out.push(b'}');
+    out
+}
+
+pub(crate) fn status(header: &Header<'_>, status: &Status<'_>) -> Vec<u8> {
+    let mut out = header.begin(512);
+    text(&mut out, ",\"version\":", status.version);
+    write::unsigned(&mut out, ",\"dbSize\":\"", status.db_size);
+    write::unsigned(&mut out, ",\"leader\":\"", status.leader);
+    write::unsigned(&mut out, ",\"raftIndex\":\"", status.raft_index);
+    write::unsigned(&mut out, ",\"raftTerm\":\"", status.raft_term);
+    write::unsigned(&mut out, ",\"raftAppliedIndex\":\"", status.raft_applied_index);
+    for (index, error) in status.errors.iter().enumerate() {
+        text(&mut out, if index == 0 { ",\"errors\":[" } else { "," }, error);
+    }
+    if !status.errors.is_empty() {
+        out.push(b']');
+    }
+    write::unsigned(&mut out, ",\"dbSizeInUse\":\"", status.db_size_in_use);
+    if status.is_learner {
+        out.extend_from_slice(b",\"isLearner\":true");
+    }
+    text(&mut out, ",\"storageVersion\":", status.version);
+    write::signed(&mut out, ",\"dbSizeQuota\":\"", status.db_size_quota);
+    out.extend_from_slice(b",\"downgradeInfo\":{}}");
+    out
+}
+
+pub(crate) fn hash(header: &Header<'_>, hash: u32) -> Vec<u8> {
+    let mut out = header.begin(0);
+    hash_field(&mut out, hash);
+    out.push(b'}');
+    out
+}
+
+pub(crate) fn hash_kv(header: &Header<'_>, hash: u32, compact_revision: i64, hash_revision: i64) -> Vec<u8> {
+    let mut out = header.begin(96);
+    hash_field(&mut out, hash);
+    write::signed(&mut out, ",\"compact_revision\":\"", compact_revision);
+    write::signed(&mut out, ",\"hash_revision\":\"", hash_revision);
+    out.push(b'}');
+    out
+}
+
+/// The body of an error: the keys of both gateway generations, and whether a write may have happened after all.
+pub(crate) fn error(error: &ApiError) -> Vec<u8> {
+    let message = error.to_string();
+    let mut out = Vec::with_capacity(message.len() * 2 + HEADER_BYTES);
+    out.extend_from_slice(b"{\"error\":");
+    write::string(&mut out, &message);
+    out.extend_from_slice(b",\"code\":");
+    write::digits(&mut out, error.code() as u64);
+    out.extend_from_slice(b",\"message\":");
+    write::string(&mut out, &message);
+    match error.effect() {
+        Effect::None => {}
+        Effect::Unknown => out.extend_from_slice(b",\"outcome\":\"unknown\""),
+    }
+    out.push(b'}');
+    out
+}
+
+fn text(out: &mut Vec<u8>, name: &str, text: &str) {
+    out.extend_from_slice(name.as_bytes());
+    write::string(out, text);
+}
+
+/// A 32-bit number is a JSON number, unlike the 64-bit ones.
+fn hash_field(out: &mut Vec<u8>, hash: u32) {
+    if hash != 0 {
+        out.extend_from_slice(b",\"hash\":");
+        write::digits(out, u64::from(hash));
+    }
+}
+
+fn put_fields(out: &mut Vec<u8>, reply: &PutReply) {
+    if let Some(record) = &reply.prev_kv {
+        out.extend_from_slice(b",\"prev_kv\":");
+        kv(out, record);
+    }
+}
+
+fn delete_fields(out: &mut Vec<u8>, reply: &DeleteReply) {
+    write::signed(out, ",\"deleted\":\"", reply.deleted);
+    list(out, ",\"prev_kvs\":[", &reply.prev_kvs);
+}
+
+fn range_tail(out: &mut Vec<u8>, more: bool, count: i64) {
+    if more {
+        out.extend_from_slice(b",\"more\":true");
+    }
+    write::signed(out, ",\"count\":\"", count);
+}
+
+fn list(out: &mut Vec<u8>, name: &str, records: &[Record]) {
+    for (index, record) in records.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { name.as_bytes() } else { b"," });
+        kv(out, record);
+    }
+    if !records.is_empty() {
+        out.push(b']');
+    }
+}
+
+/// Recursion: as deep as the request was nested, which is bounded.
+fn txn_fields(out: &mut Vec<u8>, reply: &TxnReply) {
+    if reply.succeeded {
+        out.extend_from_slice(b",\"succeeded\":true");
+    }
+    for (index, reply) in reply.replies.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { b",\"responses\":[" } else { b"," });
+        op(out, reply);
+    }
+    if !reply.replies.is_empty() {
+        out.push(b']');
+    }
+}
+
+fn op(out: &mut Vec<u8>, reply: &OpReply) {
+    let head = |out: &mut Vec<u8>, name: &str, revision: i64| {
+        out.extend_from_slice(name.as_bytes());
+        write::signed(out, "\"revision\":\"", revision);
+        out.push(b'}');
+    };
+    match reply {
+        OpReply::Range(result) => {
+            head(out, "{\"response_range\":{\"header\":{", result.revision);
+            list(out, ",\"kvs\":[", &result.kvs);
+            range_tail(out, result.more, result.count);
+        }
+        OpReply::Put(reply) => {
+            head(out, "{\"response_put\":{\"header\":{", reply.revision);
+            put_fields(out, reply);
+        }
+        OpReply::Delete(reply) => {
+            head(out, "{\"response_delete_range\":{\"header\":{", reply.revision);
+            delete_fields(out, reply);
+        }
+        OpReply::Txn(reply) => {
+            // etcd leaves the header of a nested transaction empty.
+            head(out, "{\"response_txn\":{\"header\":{", 0);
+            txn_fields(out, reply);
+        }
+    }
+    out.extend_from_slice(b"}}");
+}
+
+fn txn_bytes(reply: &TxnReply) -> usize {
+    let op = |reply: &OpReply| match reply {
+        OpReply::Range(result) => kvs_bytes(&result.kvs),
+        OpReply::Put(reply) => reply.prev_kv.as_ref().map_or(0, |record| kvs_bytes(std::slice::from_ref(record))),
+        OpReply::Delete(reply) => kvs_bytes(&reply.prev_kvs),
+        OpReply::Txn(reply) => txn_bytes(reply),
+    };
+    reply.replies.iter().map(|reply| op(reply) + HEADER_BYTES).sum()
+}
+
+/// What the answer to a status request says.
+#[derive(Clone, Debug)]
+pub(crate) struct Status<'a> {
+    pub(crate) version: &'a str,
+    pub(crate) db_size: u64,
+    pub(crate) db_size_in_use: u64,
+    /// As given by the flag; negative is off.
+    pub(crate) db_size_quota: i64,
+    /// 0 if there is none.
+    pub(crate) leader: u64,
+    pub(crate) raft_index: u64,
+    pub(crate) raft_term: u64,
+    pub(crate) raft_applied_index: u64,
+    pub(crate) errors: Vec<String>,
+    pub(crate) is_learner: bool,
+}
+
+/// Writes the answer to a range record by record, in as many pieces as one likes.
+pub(crate) struct RangeWriter {
+    out: Vec<u8>,
+    any: bool,
+}
+
+impl RangeWriter {
+    fn with_capacity(header: &Header<'_>, capacity: usize) -> Self {
+        Self { out: header.begin(capacity), any: false }
+    }
+
+    pub(crate) fn new(header: &Header<'_>) -> Self {
+        Self::with_capacity(header, 0)
+    }
+
+    pub(crate) fn push(&mut self, record: &Record) {
+        self.out.extend_from_slice(if self.any { b"," } else { b",\"kvs\":[" });
+        self.any = true;
+        kv(&mut self.out, record);
+    }
+
+    /// Takes what has been written so far.
+    pub(crate) fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Makes room for these records at once.
+    pub(crate) fn reserve(&mut self, records: &[Record]) {
+        self.out.reserve(kvs_bytes(records));
+    }
+
+    pub(crate) fn finish(mut self, more: bool, count: i64) -> Vec<u8> {
+        if self.any {
+            self.out.push(b']');
+        }
+        range_tail(&mut self.out, more, count);
+        self.out.push(b'}');
+        self.out
+    }
+}
+
+/// At least what the records take in JSON.
+fn kvs_bytes(records: &[Record]) -> usize {
+    records.iter().map(|record| record.bytes().len() / 3 * 4 + RECORD_BYTES).sum()
+}
+
+/// One record. Its key is never empty, so every other field may begin with a comma.
+fn kv(out: &mut Vec<u8>, record: &Record) {
+    let parts = record.parts();
+    out.push(b'{');
+    write::bytes(out, "\"key\":\"", parts.key);
+    write::signed(out, ",\"create_revision\":\"", parts.create_revision);
+    write::signed(out, ",\"mod_revision\":\"", parts.mod_revision);
+    write::signed(out, ",\"version\":\"", parts.version);
+    write::bytes(out, ",\"value\":\"", parts.value);
+    write::signed(out, ",\"lease\":\"", parts.lease);
+    out.push(b'}');
+}
+
+#[cfg(test)]
+#[path = "response_tests.rs"]
+mod tests;

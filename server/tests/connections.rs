@@ -1,0 +1,115 @@
+//! Floods of slow, half-open and too many connections: bounded, and others are served meanwhile.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use common::{Client, PATIENCE, directory, start};
+
+const PUT: &str = "POST /v3/kv/put HTTP/1.1\r\nhost: x\r\n";
+
+fn closed(stream: &mut TcpStream) -> bool {
+    match stream.read(&mut [0; 64]) {
+        Ok(0) => true,
+        Ok(_) => false,
+        Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+    }
+}
+
+#[test]
+fn silent_and_dripping_connections_are_closed_while_others_are_served() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    let mut idle = tally.connect();
+    assert_eq!(idle.request("GET", "/health", "").status, 200);
+    let mut flood: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(&tally.address).unwrap()).collect();
+    // A third says nothing, a third stops within a head, a third goes on with one byte at a time.
+    for stream in &mut flood[100..] {
+        stream.write_all(&PUT.as_bytes()[..20]).unwrap();
+    }
+    for stream in &flood {
+        stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut puts = 0;
+    while !flood.is_empty() {
+        assert!(Instant::now() < deadline, "{} connections are still open", flood.len());
+        puts += 1;
+        tally.put("served", &format!("{puts}"));
+        let dripping = flood.len().saturating_sub(100);
+        flood.iter_mut().skip(dripping).for_each(|stream| drop(stream.write_all(b"x")));
+        flood.retain_mut(|stream| !closed(stream));
+    }
+    assert_eq!(tally.metric("tally_connections_timed_out_total"), 300.0);
+    assert_eq!(tally.value("served"), Some(puts.to_string()));
+    assert_eq!(idle.request("GET", "/health", "").status, 200, "an idle connection must be kept");
+    tally.stop();
+}
+
+#[test]
+fn more_connections_than_allowed_are_closed_at_once() {
+    let root = directory();
+    // Half of the descriptors may be connections.
+    let tally = common::limited(&root.path().join("d"), 400).start();
+    let mut before = tally.connect();
+    assert_eq!(before.request("GET", "/health", "").status, 200);
+    let mut flood: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(&tally.address).unwrap()).collect();
+    let last = flood.last_mut().unwrap();
+    last.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(closed(last), "a connection beyond the limit was kept");
+    let answer = before.request("GET", "/metrics", "").body;
+    assert_eq!(common::metric(&answer, "tally_connections_open"), Some(200.0));
+    assert_eq!(common::metric(&answer, "tally_connections_refused_total"), Some(101.0));
+    drop(flood);
+    // The server notices that they are gone, and there is room again.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut client = Client::connect(&tally.address);
+        client.stream.get_mut().write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        if client.answer(false).is_some_and(|answer| answer.status == 200) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "there is no room again");
+    }
+    tally.stop();
+}
+
+#[test]
+fn nonsense_is_answered_or_closed_and_never_fatal() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(100_000));
+    let headers = format!("GET /health HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(20_000));
+    for bytes in
+        [&b"\0\0\0\0"[..], b"HELLO\r\n\r\n", b"GET /health HTTP/9.9\r\n\r\n", long.as_bytes(), headers.as_bytes()]
+    {
+        let mut client = tally.connect();
+        // It may be closed before all is sent.
+        let _ = client.stream.get_mut().write_all(bytes);
+        let answer = String::from_utf8_lossy(&client.closed()).into_owned();
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    // An announced body that never comes, abandoned.
+    let mut client = tally.connect();
+    client.send(format!("{PUT}content-length: 1000000\r\n\r\n{{").as_bytes());
+    drop(client);
+    assert_eq!(tally.put("still", "there"), 2);
+    tally.stop();
+}
+
+#[test]
+fn a_connection_carries_many_requests() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    let mut client = tally.connect();
+    let get = "GET /version HTTP/1.1\r\nhost: x\r\n\r\n";
+    client.send(get.repeat(50).as_bytes());
+    for _ in 0..50 {
+        assert_eq!(client.answer(false).unwrap().status, 200);
+    }
+    assert_eq!(tally.metric("tally_connections_accepted_total"), 2.0);
+    tally.stop();
+}

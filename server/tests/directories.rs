@@ -1,0 +1,132 @@
+//! Data directories that must be refused, clearly and without touching them.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+
+use common::{directory, files, launch, start};
+
+/// A directory with some data, from a server that was stopped.
+fn used(root: &std::path::Path) -> std::path::PathBuf {
+    let data = root.join("d");
+    let tally = start(&data);
+    tally.put("k", "v");
+    tally.stop();
+    data
+}
+
+/// It must still serve what it held.
+fn intact(data: &std::path::Path) {
+    let tally = start(data);
+    assert_eq!(tally.value("k").as_deref(), Some("v"));
+    tally.stop();
+}
+
+#[test]
+fn a_new_directory_is_private() {
+    let root = directory();
+    let data = used(root.path());
+    assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
+    intact(&data);
+}
+
+#[test]
+fn the_directory_of_another_cluster_is_refused() {
+    let root = directory();
+    let data = used(root.path());
+    let error = launch(&data).arg("--initial-cluster-token=other").fail();
+    assert!(error.contains("cluster") && error.contains("member"), "{error}");
+    let error = launch(&data).arg("--initial-advertise-peer-urls=http://10.0.0.1:2380").fail();
+    assert!(error.contains("cluster"), "{error}");
+    intact(&data);
+}
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let root = directory();
+    let data = root.path().join("d");
+    let tally = start(&data);
+    tally.put("k", "v");
+    let error = launch(&data).fail();
+    assert!(error.contains("in use"), "{error}");
+    assert_eq!(tally.value("k").as_deref(), Some("v"));
+    tally.stop();
+    intact(&data);
+}
+
+#[test]
+fn a_port_in_use_is_refused_before_the_data_is_touched() {
+    let root = directory();
+    let tally = start(&root.path().join("a"));
+    let data = root.path().join("b");
+    let error = launch(&data).arg(&format!("--listen-client-urls=http://{}", tally.address)).fail();
+    assert!(error.contains(&tally.address), "{error}");
+    assert!(!data.exists());
+    tally.stop();
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_refused() {
+    let error = launch(std::path::Path::new("/proc/tally")).fail();
+    assert!(error.contains("/proc/tally"), "{error}");
+    let root = directory();
+    let file = root.path().join("file");
+    std::fs::write(&file, b"").unwrap();
+    let error = launch(&file).fail();
+    assert!(error.contains("not a directory"), "{error}");
+}
+
+#[test]
+fn without_its_log_or_without_its_store_a_directory_is_refused_or_rebuilt() {
+    let root = directory();
+    let data = used(root.path());
+    let (wal, aside) = (data.join("member/wal"), root.path().join("wal"));
+    std::fs::rename(&wal, &aside).unwrap();
+    let error = launch(&data).fail();
+    assert!(error.contains("log"), "{error}");
+    let _ = std::fs::remove_dir_all(&wal);
+    std::fs::rename(&aside, &wal).unwrap();
+    intact(&data);
+    // A log that reaches back to its beginning can build the store again.
+    std::fs::remove_dir_all(data.join("member/db")).unwrap();
+    intact(&data);
+}
+
+#[test]
+fn an_existing_cluster_cannot_be_joined() {
+    let root = directory();
+    let error = launch(&root.path().join("d")).arg("--initial-cluster-state=existing").fail();
+    assert!(error.contains("existing"), "{error}");
+    let data = used(root.path());
+    let tally = launch(&data).arg("--initial-cluster-state=existing").start();
+    tally.stop();
+}
+
+#[test]
+fn a_flipped_bit_in_the_log_is_refused_by_name() {
+    let root = directory();
+    let data = root.path().join("d");
+    let tally = start(&data);
+    (0..20).for_each(|n| drop(tally.put(&format!("key{n}"), "some value that is long enough to be found again")));
+    tally.kill();
+    let needle = b"some value that is long enough";
+    let segments = files(&data.join("member/wal"));
+    let (path, at) = segments
+        .iter()
+        .find_map(|path| {
+            let bytes = std::fs::read(path).unwrap();
+            Some((path.clone(), bytes.windows(needle.len()).position(|window| window == needle)?))
+        })
+        .unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let error = launch(&data).fail();
+    assert!(error.contains(path.file_name().unwrap().to_str().unwrap()), "{error}");
+    bytes[at] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let tally = start(&data);
+    assert!(tally.value("key19").is_some());
+    tally.stop();
+}

@@ -1,0 +1,154 @@
+//! A real Prometheus scrapes a real node: the exposition is clean, and the figures that operators watch move.
+//!
+//! Prometheus and promtool are taken from `TALLY_TEST_PROMETHEUS` and `TALLY_TEST_PROMTOOL` (set by `cargo xtask test`), else from the
+//! PATH; without them the tests say so and pass.
+#![allow(clippy::unwrap_used, dead_code)]
+
+#[path = "differential/http.rs"]
+mod http;
+#[path = "differential/servers.rs"]
+mod servers;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use http::{Client, Request};
+use servers::Server;
+
+fn find(variable: &str, program: &str) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Some(PathBuf::from(path));
+    }
+    let path = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
+    if found.is_none() {
+        eprintln!("SKIPPED: no {program} found; set {variable} to one, or let `cargo xtask test` install it");
+    }
+    found
+}
+
+fn post(client: &mut Client, path: &str, body: &str) {
+    let request = Request { method: "POST", path: path.to_owned(), body: body.as_bytes().to_vec() };
+    let response = client.send(&request);
+    assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
+}
+
+/// One of each request that has a counter.
+fn work(client: &mut Client) {
+    post(client, "/v3/kv/put", r#"{"key":"YQ==","value":"MQ=="}"#);
+    post(client, "/v3/kv/range", r#"{"key":"YQ=="}"#);
+    post(client, "/v3/kv/txn", r#"{"success":[{"request_put":{"key":"Yg==","value":"MQ=="}}]}"#);
+    post(client, "/v3/kv/deleterange", r#"{"key":"Yg=="}"#);
+}
+
+#[test]
+fn promtool_finds_nothing_to_complain_about() {
+    let Some(promtool) = find("TALLY_TEST_PROMTOOL", "promtool") else { return };
+    let tally = Server::tally();
+    let mut client = Client::new(tally.address());
+    work(&mut client);
+    let metrics = client.send(&Request { method: "GET", path: "/metrics".to_owned(), body: Vec::new() });
+    assert_eq!(metrics.status, 200);
+    let mut child = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&metrics.body).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+}
+
+/// A Prometheus that scrapes one target every 200 ms, ended when dropped.
+struct Prometheus {
+    child: Child,
+    client: Client,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Prometheus {
+    fn start(program: &Path, target: SocketAddr) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("prometheus.yml");
+        let text = format!(
+            "global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\nscrape_configs:\n  - job_name: tally-etcd\n    \
+             static_configs: [{{targets: ['{target}']}}]\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut child = Command::new(program)
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let ready = log.find(|line| line.contains("Server is ready to receive web requests"));
+        assert!(ready.is_some(), "prometheus ended before it was ready");
+        std::thread::spawn(move || log.for_each(drop));
+        Self { child, client: Client::new(address), _dir: dir }
+    }
+
+    /// The newest value of a series, if it was scraped.
+    fn value(&mut self, series: &str) -> Option<f64> {
+        let path = format!("/api/v1/query?query={series}");
+        let answer = self.client.send(&Request { method: "GET", path, body: Vec::new() });
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
+        body["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    }
+
+    /// Waits until the series satisfies the condition; Prometheus can only be asked, so this asks again and again.
+    fn wait(&mut self, series: &str, holds: impl Fn(f64) -> bool) -> f64 {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.value(series) {
+                Some(value) if holds(value) => return value,
+                other => assert!(Instant::now() < deadline, "{series} is {other:?} after 60 s"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+#[test]
+fn prometheus_sees_totals_revision_and_applied_index_move() {
+    let Some(program) = find("TALLY_TEST_PROMETHEUS", "prometheus") else { return };
+    let tally = Server::tally();
+    let mut client = Client::new(tally.address());
+    let mut prometheus = Prometheus::start(&program, tally.address());
+    prometheus.wait("up", |up| up == 1.0);
+    const SERIES: [&str; 6] = [
+        "etcd_mvcc_put_total",
+        "etcd_mvcc_range_total",
+        "etcd_mvcc_txn_total",
+        "etcd_mvcc_delete_total",
+        "etcd_debugging_mvcc_current_revision",
+        "tally_applied_index",
+    ];
+    let before = SERIES.map(|series| prometheus.wait(series, |_| true));
+    for _ in 0..25 {
+        work(&mut client);
+    }
+    for (series, before) in SERIES.iter().zip(before) {
+        // 25 rounds: 2 puts, 1 range, 1 transaction, 1 delete, and so 3 revisions and 3 log entries each.
+        prometheus.wait(series, |value| value >= before + 25.0);
+    }
+    assert_eq!(prometheus.wait("etcd_server_has_leader", |_| true), 1.0);
+    assert!(prometheus.wait("etcd_disk_wal_fsync_duration_seconds_count", |count| count > 0.0) > 0.0);
+}

@@ -1,0 +1,89 @@
+//! `cargo xtask`: the developer commands of the Tally workspace.
+//!
+//! *Is* the one place that knows how this repository is built, checked, measured and tortured. *Is not* part of the
+//! product: it depends on no other crate of the workspace and talks to the server as any client would.
+
+mod args;
+mod bench;
+mod cargo;
+mod deny;
+mod edges;
+mod error;
+mod http;
+mod links;
+mod node;
+mod peers;
+mod prereq;
+mod procfs;
+mod rng;
+mod run;
+mod serve;
+mod sources;
+mod suite;
+mod torture;
+mod verify;
+
+use std::process::ExitCode;
+
+use args::Args;
+use error::{Error, Result};
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  serve [-- FLAGS]   build the server and run one node on 127.0.0.1:2379 with ./tally-data
+  test               everything CI runs: prerequisites, verify, all tests, packages, examples
+  verify             fmt, clippy, crate edges, file heads and lengths, docs, links, deny
+  peers              fetch the etcd and Prometheus that tests use, and print the variables for `cargo test`
+  fix                rustfmt and the fixes clippy can make itself
+  bench              Tally and etcd side by side
+      --etcd PATH        etcd to compare with (default: $TALLY_TEST_ETCD, PATH, the cached 3.5.1)
+      --tally PATH       tally to measure (default: built here)
+      --seconds N        length of one measurement after a warm-up of N/5 (default 10)
+      --rounds N         rounds, the two servers in turn; medians are shown (default 3)
+      --keys N           keys of the large-store rows (default 1000000)
+      --rows A,B         only these rows; --rows list names them
+      --only tally|etcd  measure one server
+      --data DIR         where data directories go; must be a real disk (default: under the target directory)
+      --out FILE         where the report goes (default docs/benchmarks.md, and only after a complete run)
+  torture            load Debian's package index while the server is killed again and again
+      --kills N          SIGKILLs at least (default 20)
+      --seconds N        go on for at least this long (default: until the kills are done and all is loaded)
+      --clients N        concurrent clients (default 64)
+      --seed N           repeats the choice of moments (default: from the clock, printed)
+      --tally PATH       tally to torture (default: built here)
+      --index FILE       a package index instead of those under /var/lib/apt/lists
+      --limit N          only the first N records
+      --data DIR         where the data directory goes (default: under the target directory)
+      --keep             keep it
+      [-- FLAGS]         more flags for the server
+";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_else(|| "help".to_owned());
+    match dispatch(&command, words.collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {command}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: &str, words: Vec<String>) -> Result<()> {
+    match command {
+        "serve" => serve::run(Args::parse(words, &[], &[])?),
+        "test" => Args::parse(words, &[], &[])?.none().and_then(|()| suite::run()),
+        "peers" => Args::parse(words, &[], &[])?.none().map(|()| peers::print()),
+        "verify" => Args::parse(words, &[], &[])?.none().and_then(|()| verify::run()),
+        "fix" => Args::parse(words, &[], &[])?.none().and_then(|()| verify::fix()),
+        "bench" => bench::run(&Args::parse(words, bench::OPTIONS, &[])?),
+        "torture" => torture::run(&Args::parse(words, torture::OPTIONS, torture::SWITCHES)?),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => Err(Error::Usage(format!("unknown command `{other}`"))),
+    }
+}

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rocksdb::ReadOptions;
@@ -12,8 +12,8 @@ use crate::applied::{Applied, MEMBERSHIP_KEY, POSITION_KEY, RecordError};
 use crate::batch::WriteBatch;
 use crate::bucket::Bucket;
 use crate::config::{Config, Observer};
-use crate::engine::Engine;
-use crate::error::{FileError, OpenError, StorageError, storage_error};
+use crate::engine::{Engine, MEMTABLES_WAITING_MAX};
+use crate::error::{EngineError, FileError, OpenError, StorageError, storage_error};
 use crate::failpoint::Step;
 use crate::layout::{self, Directory, Generation};
 use crate::metrics::Metrics;
@@ -26,7 +26,11 @@ const BATCH_CAPACITY_BYTES_MAX: usize = 1 << 20;
 /// Commits between two looks at RocksDB's count of background errors.
 const HEALTH_CHECK_COMMITS: u64 = 256;
 
-/// An open backend. A cheap handle: clones share everything.
+/// Between two looks at the flushes that a commit waits for. RocksDB tells nobody when one is done.
+const ROOM_POLL: Duration = Duration::from_millis(1);
+
+/// An open backend. A cheap handle: clones share everything. Dropping the last one without [`Backend::close`] is as a
+/// crash: what was not synced is gone, and to be replayed from the log.
 #[derive(Clone)]
 pub struct Backend {
     pub(crate) inner: Arc<Inner>,
@@ -261,8 +265,19 @@ impl Inner {
         if self.writes.fetch_add(1, Ordering::Relaxed).is_multiple_of(HEALTH_CHECK_COMMITS) {
             self.check_health()?;
         }
+        self.make_room()?;
         self.batch_capacity.store((bytes as usize).min(BATCH_CAPACITY_BYTES_MAX), Ordering::Relaxed);
         self.engine.write(writes).map_err(|error| self.poison(self.error(error, "committing", None)))
+    }
+
+    /// Waits until the flushes have caught up with the commits, or have failed.
+    fn make_room(&self) -> Result<(), StorageError> {
+        let waiting = || self.engine.memtables_waiting().map_err(|error| self.error(error, "checking memory", None));
+        while waiting()? >= MEMTABLES_WAITING_MAX {
+            self.check_health()?;
+            std::thread::sleep(ROOM_POLL);
+        }
+        Ok(())
     }
 
     pub(crate) fn batch_capacity(&self) -> usize {
@@ -276,10 +291,14 @@ impl Inner {
         if errors == 0 {
             return Ok(());
         }
-        let message = format!("{errors} flushes or compactions failed; the file LOG there says why");
-        let source = crate::error::EngineError::new(message);
+        let action = "flushing in the background";
+        // A write that changes nothing learns the reason, where RocksDB has stopped because of it.
+        if let Err(error) = self.engine.write(rocksdb::WriteBatch::new()) {
+            return Err(self.poison(self.error(error, action, None)));
+        }
+        let source = EngineError::new(format!("{errors} flushes or compactions failed; the file LOG there says why"));
         let path = self.generation.path().to_path_buf();
-        Err(self.poison(StorageError::Io { action: "flushing in the background", path, source }))
+        Err(self.poison(StorageError::Io { action, path, source }))
     }
 
     pub(crate) fn read_applied(&self, options: &ReadOptions) -> Result<Option<Applied>, StorageError> {

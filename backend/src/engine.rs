@@ -2,12 +2,15 @@
 //!
 //! Why each option is as it is: the log above can replay, so RocksDB's own log is off and atomic flush keeps the buckets
 //! together. Keys of the history ascend, so its tables never overlap; with one compression at every level they sink to
-//! the bottom by a rename instead of a rewrite. Point reads by exact key dominate, so blocks are small. Index and filter
+//! the bottom by a rename instead of a rewrite. RocksDB's own ways of stopping writes are out of reach, since they do not
+//! end when the disk has failed. Point reads by exact key dominate, so blocks are small. Index and filter
 //! blocks live in the block cache, so that memory stays bounded however much data there is.
 
 use std::path::Path;
 
-use rocksdb::properties::{BACKGROUND_ERRORS, CUR_SIZE_ALL_MEM_TABLES, ESTIMATE_LIVE_DATA_SIZE, TOTAL_SST_FILES_SIZE};
+use rocksdb::properties::{
+    BACKGROUND_ERRORS, CUR_SIZE_ALL_MEM_TABLES, ESTIMATE_LIVE_DATA_SIZE, NUM_IMMUTABLE_MEM_TABLE, TOTAL_SST_FILES_SIZE,
+};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, BlockBasedTablePinningTier, Cache, ColumnFamily, ColumnFamilyDescriptor,
     DB, DBCompressionType, FlushOptions, InfoLogger, LogLevel, Options, ReadOptions, WriteOptions,
@@ -23,6 +26,13 @@ const PRIVATE: &str = "default";
 const BLOCK_BYTES: usize = 4 << 10;
 /// Bytes of a table file at which compaction starts the next.
 pub(crate) const TABLE_BYTES: u64 = 64 << 20;
+/// Full memtables waiting for their flush at which commits wait for it.
+pub(crate) const MEMTABLES_WAITING_MAX: u64 = 3;
+/// The memory for memtables is divided by this: those that may wait, the one that a last commit may add, the active one.
+const MEMTABLE_SHARES: usize = MEMTABLES_WAITING_MAX as usize + 2;
+/// Full memtables at which RocksDB itself makes commits wait. Never to be reached: RocksDB waits without an end while it
+/// hopes that a full disk becomes free, where this crate has to fail.
+const MEMTABLES_STOP: i32 = 16;
 /// RocksDB's own diary: this many files, of this many bytes.
 const DIARY_FILES: usize = 4;
 const DIARY_BYTES: usize = 1 << 20;
@@ -119,6 +129,14 @@ impl Engine {
         Ok((tables, memtables, live))
     }
 
+    /// Full memtables waiting for their flush. With atomic flush every family that holds something has the same number;
+    /// only housekeeping leaves the private one empty.
+    pub(crate) fn memtables_waiting(&self) -> Result<u64, rocksdb::Error> {
+        let waiting = |family| self.db.property_int_value_cf(family, NUM_IMMUTABLE_MEM_TABLE);
+        let (private, history) = (waiting(self.private())?, waiting(self.family(Bucket::Kv))?);
+        Ok(private.max(history).unwrap_or(0))
+    }
+
     /// Flushes and compactions that failed since open. Not zero means that the disk has lied or refused.
     pub(crate) fn background_errors(&self) -> Result<u64, rocksdb::Error> {
         Ok(self.db.property_int_value(BACKGROUND_ERRORS)?.unwrap_or(0))
@@ -154,7 +172,8 @@ fn open_error(error: rocksdb::Error, path: &Path) -> OpenError {
 }
 
 fn database_options(config: &Config) -> Options {
-    let mut options = Options::default();
+    // A drop is a crash that is over sooner: whoever wants a flush closes.
+    let mut options = named_option("avoid_flush_during_shutdown", "true");
     options.set_atomic_flush(true);
     options.set_paranoid_checks(true);
     options.set_db_write_buffer_size(config.memtable_bytes);
@@ -191,22 +210,26 @@ fn family_options(name: &str, shares: &Shares) -> Options {
     options.set_bottommost_compression_type(DBCompressionType::Lz4);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_target_file_size_base(TABLE_BYTES);
+    options.set_write_buffer_size((shares.memtable_bytes / MEMTABLE_SHARES).max(1 << 20));
+    options.set_max_write_buffer_number(MEMTABLES_STOP);
+    options.set_level_zero_stop_writes_trigger(i32::MAX);
+    options.set_hard_pending_compaction_bytes_limit(0);
     if name == Bucket::Kv.name() {
-        // Several small ones instead of one big one: a full one is flushed while the others take the writes.
-        options.set_write_buffer_size((shares.memtable_bytes / 4).max(1 << 20));
-        options.set_max_write_buffer_number(4);
         options.set_optimize_filters_for_hits(true);
     } else {
-        // Bounded by the budget over all of them; their own limit must not force an early flush of everything.
-        options.set_write_buffer_size((shares.memtable_bytes / 4).max(1 << 20));
         options.set_arena_block_size(64 << 10);
     }
     options
 }
 
 /// Keeps RocksDB from rewriting each bottom table once more, just to forget the sequence numbers of its records, as soon
-/// as any view has been closed. Their tables never change again, so that would double the bytes written for nothing.
+/// as any view has been closed. The tables of the history hardly change, so that would double the bytes written.
 fn append_mostly_options() -> Options {
-    let never = format!("bottommost_file_compaction_delay={}", u32::MAX);
-    Options::default().get_options_from_string(never).expect("RocksDB has this option since version 8.9")
+    named_option("bottommost_file_compaction_delay", &u32::MAX.to_string())
+}
+
+/// The defaults with one option that has no setter.
+fn named_option(name: &str, value: &str) -> Options {
+    let options = Options::default().get_options_from_string(format!("{name}={value}"));
+    options.expect("the name and the value are constants that the pinned RocksDB knows")
 }

@@ -38,7 +38,11 @@ impl Backend {
         let unfinished = Unfinished::new(dest_root);
         let failed = |error| self.inner.error(error, "making a checkpoint", None);
         let checkpoint = Checkpoint::new(self.inner.engine().db()).map_err(failed)?;
-        checkpoint.create_checkpoint(&unfinished.path).map_err(failed)?;
+        if let Err(error) = checkpoint.create_checkpoint(&unfinished.path) {
+            // It flushes first. When that is what failed, the writing is over; otherwise only the export is.
+            self.inner.check_health()?;
+            return Err(failed(error).into());
+        }
         let passed = failpoints.pass(Step::CheckpointMade, &unfinished.path);
         passed.map_err(FileError::on("export to", &unfinished.path))?;
         let applied = position_of(&unfinished.path)?;

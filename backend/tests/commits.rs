@@ -68,7 +68,7 @@ fn many_keys_are_found_in_any_order() {
     ];
     for indexes in orders {
         let keys: Vec<Vec<u8>> = indexes.iter().map(|index| revision(*index)).collect();
-        let there = |index: &u64| index % 2 == 0 && (2..=1200).contains(index);
+        let there = |index: &u64| index.is_multiple_of(2) && (2..=1200).contains(index);
         let expected: Vec<_> =
             indexes.iter().map(|index| there(index).then(|| Bytes::from(value(*index, 50)))).collect();
         assert_eq!(backend.get_many(Bucket::Kv, &keys).unwrap(), expected);

@@ -319,6 +319,60 @@ fn a_disk_that_takes_no_more_ends_the_writing() {
     assert!(backend.applied().index < 4000);
 }
 
+/// From now on every new table of the live generation is written to a device that is always full.
+fn fill_the_disk(path: &Path) -> Vec<PathBuf> {
+    let generation = generations(path).remove(0);
+    let number =
+        |path: PathBuf| path.file_stem().unwrap().to_string_lossy().rsplit('-').next().unwrap().parse::<u64>().ok();
+    let used = fs::read_dir(&generation).unwrap().filter_map(|entry| number(entry.unwrap().path()));
+    let first: u64 = used.max().unwrap() + 1;
+    let full: Vec<PathBuf> = (first..first + 100).map(|number| generation.join(format!("{number:06}.sst"))).collect();
+    for table in &full {
+        std::os::unix::fs::symlink("/dev/full", table).unwrap();
+    }
+    full
+}
+
+#[test]
+fn a_full_disk_ends_the_writing_and_nothing_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for first_to_notice in ["commit", "sync", "export", "size", "housekeeping"] {
+        let path = dir.path().join(first_to_notice);
+        let backend = open(&path);
+        (1..=10).for_each(|index| commit(&backend, index, 1000));
+        backend.sync().unwrap();
+        let full = fill_the_disk(&path);
+        commit(&backend, 11, 1000);
+        let put = |index| {
+            let mut batch = backend.batch();
+            batch.put(Bucket::Kv, &revision(index), &value(index, 1000));
+            batch
+        };
+        let error = match first_to_notice {
+            "commit" => (12..).find_map(|index| put(index).commit(&at(index)).err()).unwrap(),
+            "housekeeping" => (12..).find_map(|index| put(index).commit_housekeeping().err()).unwrap(),
+            "sync" => backend.sync().unwrap_err(),
+            "export" => match backend.export(&dir.path().join("exports")).unwrap_err() {
+                tally_backend::ExportError::Storage(error) => error,
+                other => panic!("{other}"),
+            },
+            _ => {
+                assert!(backend.sync().is_err());
+                backend.size().unwrap_err()
+            }
+        };
+        assert!(matches!(error, StorageError::Full { .. }), "{first_to_notice}: {error:?}");
+        assert!(error.to_string().contains("no space left"), "{error}");
+        assert_eq!(backend.batch().commit(&at(9000)), Err(error.clone()), "{first_to_notice}");
+        assert_eq!(backend.sync(), Err(error), "{first_to_notice}");
+        assert_eq!(backend.durable(), at(10));
+        assert_eq!(backend.get(Bucket::Kv, &revision(11)).unwrap().unwrap(), value(11, 1000), "reads go on");
+        drop(backend);
+        full.iter().for_each(|table| drop(fs::remove_file(table)));
+        assert_eq!(check(&open(&path), 1000), 10, "{first_to_notice}");
+    }
+}
+
 #[test]
 fn a_directory_that_cannot_be_written_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -28,6 +28,7 @@ const GROUP: usize = 4;
 fn in_memory(dir: &Path, disk: &MemFs) -> StorageOptions {
     let mut options = options(dir);
     options.wal_fs = Arc::new(disk.clone());
+    options.wal_dir = Some("/wal".into());
     options.wal.segment_bytes = 4 << 10;
     options
 }

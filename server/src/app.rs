@@ -148,7 +148,6 @@ impl Server {
             background.spawn(jobs::compact(schedule, node.clone(), reads.clone()));
         }
 
-        // FIXED at 08:00: api::Parts with sizes, as it is now. SHELL will not change this call again.
         let state = api::State::new(api::Parts {
             node: node.clone(),
             reads,
@@ -160,7 +159,10 @@ impl Server {
             metrics: api_metrics,
         });
         let routes = Routes {
-            clients: api::router(Arc::new(state)).merge(health.routes()).merge(metrics.routes()).merge(version_routes()),
+            clients: api::router(Arc::new(state))
+                .merge(health.routes())
+                .merge(metrics.routes())
+                .merge(version_routes()),
             peers: node.peer_router().merge(version_routes()),
             metrics: health.routes().merge(metrics.routes()).merge(version_routes()),
         };

@@ -108,7 +108,9 @@ fn a_flipped_bit_in_the_log_is_refused_by_name() {
     let root = directory();
     let data = root.path().join("d");
     let tally = start(&data);
-    (0..20).for_each(|n| drop(tally.put(&format!("key{n}"), "some value that is long enough to be found again")));
+    for n in 0..20 {
+        tally.put(&format!("key{n}"), "some value that is long enough to be found again");
+    }
     tally.kill();
     let needle = b"some value that is long enough";
     let segments = files(&data.join("member/wal"));

@@ -48,7 +48,9 @@ fn what_was_acknowledged_is_there_after_stop_and_after_kill() {
     let root = directory();
     let data = root.path().join("d");
     let tally = start(&data);
-    (0..50).for_each(|n| drop(tally.put(&format!("k{n}"), &format!("v{n}"))));
+    for n in 0..50 {
+        tally.put(&format!("k{n}"), &format!("v{n}"));
+    }
     let log = tally.stop();
     assert!(log.iter().any(|line| line.contains("\"msg\":\"stopped\"")));
 

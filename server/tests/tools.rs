@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 fn used(root: &std::path::Path) -> std::path::PathBuf {
     let data = root.join("d");
     let tally = start(&data);
-    (0..30).for_each(|n| drop(tally.put(&format!("key{n}"), "v")));
+    for n in 0..30 {
+        tally.put(&format!("key{n}"), "v");
+    }
     tally.ok("/v3/kv/deleterange", &json!({"key": base64("key1")}));
     tally.ok("/v3/kv/txn", &json!({"success": [{"request_put": {"key": base64("txn"), "value": base64("t")}}]}));
     tally.ok("/v3/kv/compaction", &json!({"revision": "20"}));

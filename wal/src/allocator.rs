@@ -105,7 +105,7 @@ impl Allocator {
             let length = file.len().map_err(SyncError::io("measure", &path))?;
             // A reader that holds the file must go on reading the old content, so such a file gets no new one. Nobody
             // can get hold of it any more, so the count only goes down.
-            let unread = Arc::strong_count(&file) > 0;
+            let unread = Arc::strong_count(&file) == 1;
             let room = lock(&self.shared.pool).ready.len() + spares.len() < *kept_max;
             if !(unread && room && length == *segment_bytes) {
                 fs.remove(&path).map_err(SyncError::io("remove", &path))?;

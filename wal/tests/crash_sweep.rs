@@ -145,6 +145,6 @@ fn the_script_recycles_segments() {
     let fs = MemFs::new(9);
     run(&fs, &mut Driver::from(Model::default()), &script(), true).unwrap();
     let names = fs.list(dir()).unwrap();
-    let recycled = |name: &&String| fs.contents(&dir().join(name)).unwrap().ends_with(b"RECYCLED");
-    assert!(names.iter().filter(|name| name.ends_with(".wal")).filter(recycled).count() >= 1, "{names:?}");
+    let recycled = |name: &String| fs.contents(&dir().join(name)).unwrap().ends_with(b"RECYCLED");
+    assert!(names.iter().any(recycled), "{names:?}");
 }

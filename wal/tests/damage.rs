@@ -178,6 +178,41 @@ fn records_behind_a_cut_do_not_come_back() {
 }
 
 #[test]
+fn a_segment_without_a_head_is_removed_with_all_that_is_in_it() {
+    let (fs, config) = (MemFs::new(9), small());
+    let (mut wal, _) = Wal::open(Arc::new(fs.clone()), dir(), config.clone()).unwrap();
+    let state = State { vote: "same".into(), committed: None };
+    let ticket = wal.save_state(state.clone()).unwrap();
+    wal.wait(ticket).unwrap();
+    // Until the next state needs a new segment.
+    let mut last = 0;
+    while used(&fs, &segments(&fs)[0]) + 112 <= 1024 - 8 {
+        last += 1;
+        let ticket = wal.append(&[entry(last, 1, 20)]).unwrap();
+        wal.wait(ticket).unwrap();
+    }
+    wal.save_state(state).unwrap();
+    let ticket = wal.append(&[entry(last + 1, 1, 20)]).unwrap();
+    wal.wait(ticket).unwrap();
+    drop(wal);
+    assert_eq!(segments(&fs).len(), 2);
+    let file = segments(&fs).remove(1);
+    let mut bytes = fs.contents(&file).unwrap();
+    bytes[30] ^= 1;
+    fs.set_contents(&file, &bytes);
+
+    // The same segment begins with the same records again; those that followed them must not.
+    let fs = fs.restart();
+    let (wal, recovered) = Wal::open(Arc::new(fs.clone()), dir(), config.clone()).unwrap();
+    assert_eq!(recovered.torn.unwrap().offset, 0);
+    assert_eq!(recovered.last, Some(at(last, 1)));
+    drop(wal);
+    assert_eq!(segments(&fs).remove(1), file);
+    let (_, recovered) = Wal::open(Arc::new(fs.restart()), dir(), config).unwrap();
+    assert_eq!((recovered.last, recovered.torn), (Some(at(last, 1)), None));
+}
+
+#[test]
 fn old_records_of_a_recycled_segment_are_never_taken_for_new_ones() {
     // Entries of one size, so that every old record starts where a new one could.
     let fs = MemFs::new(4);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::args::Args;
 use crate::error::{Error, Result};
-use crate::{cargo, prereq};
+use crate::{cargo, prereq, run};
 
 /// Builds the server and becomes it, so that signals reach it as they are. Never returns unless something fails.
 pub(crate) fn run(args: Args) -> Result<()> {
@@ -30,7 +30,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
     }
     command.args(args.rest());
-    println!("tally: etcd v3 JSON API on {client}, data in ./tally-data; stop with Ctrl-C");
+    println!("$ {}", run::shown(&command));
     Err(Error::Start { program: binary.display().to_string(), source: command.exec() })
 }
 

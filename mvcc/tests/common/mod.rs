@@ -95,13 +95,14 @@ impl Store {
     /// Sweeps until done; returns how many records were deleted.
     pub fn sweep_all(&self) -> u64 {
         let mut all = 0;
-        loop {
+        for _ in 0..100_000 {
             match self.reader.sweep(SweepLimits { records: 7, wait_for_views: true }).unwrap() {
                 SweepProgress::Done => return all,
                 SweepProgress::Waiting { epochs } => panic!("views of {epochs} epochs are in use"),
                 SweepProgress::More { deleted, .. } => all += deleted,
             }
         }
+        panic!("the sweep does not come to an end");
     }
 
     /// How many records the backend holds.

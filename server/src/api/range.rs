@@ -2,21 +2,24 @@
 //! (old revisions, filters, sorting) away from the threads that serve everybody.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tally_mvcc::{RangeRequest, Scan, SortOrder, SortTarget, View};
 use tokio::time::timeout;
 
 use crate::api::Answer;
 use crate::api::state::State;
-use crate::api::stream::Pieces;
+use crate::api::stream::{self, Pieces, SLOW_PIECE};
 use crate::error::{ApiError, Effect};
 use crate::wire::{RangeWriter, response};
 
 /// Up to this limit a range is read in one go.
 pub(crate) const SMALL_LIMIT: i64 = 128;
-/// Records in an answer that is still built in memory as a whole; bytes likewise.
+/// Records in an answer that is still built in memory as a whole; bytes of its JSON likewise.
 const WHOLE_RECORDS_MAX: usize = 1_000;
-const WHOLE_BYTES_MAX: usize = 512 * 1024;
+const WHOLE_BYTES_MAX: usize = 1024 * 1024;
+/// Work that others do not notice waiting for.
+const UNNOTICED: Duration = Duration::from_micros(100);
 /// Stores of up to so many keys may be walked in place, whatever is asked.
 const WALK_KEYS_MAX: u64 = 1_000;
 /// How often a read starts anew because the sweep overtook it.
@@ -29,11 +32,16 @@ pub(crate) async fn answer(state: &State, request: RangeRequest) -> Result<Answe
         let view = state.reads.kv().view();
         let result = match is_cheap(&view, &request) {
             true if is_small(&request) => small(state, &view, &request),
-            true => large(state, view.scan(&request)?),
+            true => match view.scan(&request) {
+                Ok(scan) => large(state, scan).await,
+                Err(error) => Err(error.into()),
+            },
             false => {
                 let request = request.clone();
-                let scan = blocking(state, move || Ok(view.scan(&request)?)).await;
-                scan.and_then(|scan| large(state, scan))
+                match blocking(state, move || Ok(view.scan(&request)?)).await {
+                    Ok(scan) => large(state, scan).await,
+                    Err(error) => Err(error),
+                }
             }
         };
         match result {
@@ -68,22 +76,28 @@ fn small(state: &State, view: &View, request: &RangeRequest) -> Result<Answer, A
     Ok(Answer::Whole(response::range(&state.header(result.revision), &result)))
 }
 
-/// Begins a large answer; if the first piece is all there is, it is sent whole.
-fn large(state: &State, mut scan: Scan) -> Result<Answer, ApiError> {
+/// Builds an answer that may be large, in pieces between which others run; beyond a bound the rest is sent as it is made.
+async fn large(state: &State, mut scan: Scan) -> Result<Answer, ApiError> {
     let header = state.header(scan.revision());
-    let (count, more) = (scan.count(), scan.more());
     let mut writer = RangeWriter::new(&header);
-    if let Some(first) = scan.next_piece(WHOLE_RECORDS_MAX, WHOLE_BYTES_MAX)? {
-        writer.reserve(&first);
-        first.iter().for_each(|record| writer.push(record));
-        // There may be no more records, but asking costs little and is right for every kind of scan.
-        if let Some(second) = scan.next_piece(1, 1)? {
-            second.iter().for_each(|record| writer.push(record));
+    let (mut records, mut worked) = (0, Duration::ZERO);
+    loop {
+        let started = Instant::now();
+        let (rest, piece) = stream::read(scan, worked > SLOW_PIECE).await?;
+        scan = rest;
+        let Some(piece) = piece? else { return Ok(Answer::Whole(writer.finish(scan.more(), scan.count()))) };
+        writer.extend(&piece);
+        records += piece.len();
+        if records > WHOLE_RECORDS_MAX || writer.len() > WHOLE_BYTES_MAX {
             let permit = Arc::clone(&state.streams).try_acquire_owned().map_err(|_| ApiError::TooManyRequests)?;
             return Ok(Answer::Pieces(Pieces::new(scan, writer, state.metrics.sent_bytes(), permit)));
         }
+        worked += started.elapsed();
+        if worked > UNNOTICED {
+            stream::let_others_run(worked).await;
+            worked = Duration::ZERO;
+        }
     }
-    Ok(Answer::Whole(writer.finish(more, count)))
 }
 
 /// Runs a read that may take long on a thread that may block. So many run at a time; others wait, but not for ever.

@@ -22,7 +22,7 @@ use crate::wire::RangeWriter;
 const PIECE_RECORDS: usize = 64;
 const PIECE_BYTES: usize = 64 * 1024;
 /// A piece that took longer than this came from the disk.
-const SLOW_PIECE: Duration = Duration::from_millis(1);
+pub(crate) const SLOW_PIECE: Duration = Duration::from_millis(1);
 /// After a piece, others get this many times its duration if they want it.
 const OTHERS_SHARE: u32 = 3;
 /// A yield that came back sooner found nobody waiting.
@@ -87,8 +87,7 @@ impl Producer {
         };
         let bytes = match piece {
             Ok(Some(records)) => {
-                writer.reserve(&records);
-                records.iter().for_each(|record| writer.push(record));
+                writer.extend(&records);
                 let bytes = writer.take();
                 self.scan = Some(scan);
                 self.writer = Some(writer);
@@ -102,9 +101,10 @@ impl Producer {
     }
 }
 
-type Piece = Result<Option<Vec<Record>>, ReadError>;
+pub(crate) type Piece = Result<Option<Vec<Record>>, ReadError>;
 
-async fn read(mut scan: Scan, may_block: bool) -> Result<(Scan, Piece), ApiError> {
+/// Reads the next piece, here or on a thread that may block.
+pub(crate) async fn read(mut scan: Scan, may_block: bool) -> Result<(Scan, Piece), ApiError> {
     let read = move || {
         let piece = scan.next_piece(PIECE_RECORDS, PIECE_BYTES);
         (scan, piece)
@@ -116,7 +116,7 @@ async fn read(mut scan: Scan, may_block: bool) -> Result<(Scan, Piece), ApiError
 }
 
 /// Yields until the others have had their share, or want no more.
-async fn let_others_run(worked: Duration) {
+pub(crate) async fn let_others_run(worked: Duration) {
     let mut theirs = Duration::ZERO;
     loop {
         let yielded = Instant::now();

@@ -46,10 +46,12 @@ fn decode_slowly(text: &[u8]) -> Result<Bytes, Base64Error> {
                 padding += 1;
                 continue;
             }
+            _ if padding > 0 && digits + padding < 4 => return Err(Base64Error { at: at - 1 }),
             _ => return Err(Base64Error { at }),
         };
         if padding > 0 {
-            return Err(Base64Error { at });
+            // Go blames the padding if it is not complete, else what follows it.
+            return Err(Base64Error { at: if digits + padding < 4 { at - 1 } else { at } });
         }
         group = group << 6 | u32::from(digit);
         digits += 1;
@@ -106,7 +108,7 @@ mod tests {
             ("Z", 1),
             ("Zm9vZ", 5),
             ("=", 0),
-            ("Zg==Zg==", 4),
+            ("Zg==Zg==", 4), ("Mg=,", 2), ("YQ=1=", 2),
             ("====", 0),
         ] {
             assert_eq!(decode(text.as_bytes()), Err(Base64Error { at }), "{text}");

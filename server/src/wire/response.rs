@@ -257,7 +257,7 @@ impl RangeWriter {
         Self::with_capacity(header, 0)
     }
 
-    pub(crate) fn push(&mut self, record: &Record) {
+    fn push(&mut self, record: &Record) {
         self.out.extend_from_slice(if self.any { b"," } else { b",\"kvs\":[" });
         self.any = true;
         kv(&mut self.out, record);
@@ -268,9 +268,14 @@ impl RangeWriter {
         std::mem::take(&mut self.out)
     }
 
-    /// Makes room for these records at once.
-    pub(crate) fn reserve(&mut self, records: &[Record]) {
+    pub(crate) fn extend(&mut self, records: &[Record]) {
         self.out.reserve(kvs_bytes(records));
+        records.iter().for_each(|record| self.push(record));
+    }
+
+    /// Bytes written and not taken yet.
+    pub(crate) fn len(&self) -> usize {
+        self.out.len()
     }
 
     pub(crate) fn finish(mut self, more: bool, count: i64) -> Vec<u8> {

@@ -48,7 +48,8 @@ impl Client {
         }
     }
 
-    fn try_send(&mut self, request: &Request) -> std::io::Result<Response> {
+    /// Sends the request once; an error leaves open whether the server carried it out.
+    pub(crate) fn try_send(&mut self, request: &Request) -> std::io::Result<Response> {
         if self.connection.is_none() {
             let stream = TcpStream::connect(self.address)?;
             stream.set_nodelay(true)?;

@@ -153,7 +153,7 @@ fn check_files(plan: &Plan, toll: &Toll, whole_log: bool) -> Result<()> {
     let wal = wal_dir(&plan.data_dir())
         .ok_or_else(|| Error::Missing(format!("no *.wal file under {}", plan.data_dir().display())))?;
     let verified = run::captured(Command::new(&plan.binary).args(["wal", "verify"]).arg(&wal))?;
-    println!("  tally wal verify: {}", verified.lines().last().unwrap_or("ok"));
+    println!("  tally wal verify: {}", verified.lines().last().unwrap_or("ok").trim());
     let text = run::captured(Command::new(&plan.binary).arg("check").arg("--data-dir").arg(plan.data_dir()))?;
     let odd = |why: &str| Error::Check(format!("tally check: {why}: {}", text.trim()));
     let answer: Value = serde_json::from_str(&text).map_err(|_| odd("not JSON"))?;

@@ -40,7 +40,7 @@ pub enum StartError {
         /// The data directory.
         path: PathBuf,
         /// Why.
-        source: tally_raftnode::OpenError,
+        source: Box<tally_raftnode::OpenError>,
     },
     /// The node cannot start on its data.
     #[error("cannot start the node")]
@@ -265,7 +265,7 @@ async fn open(config: &Config, ids: Ids, observed: &Arc<Observed>) -> Result<Sto
     if config.unsafe_no_fsync {
         tracing::warn!("fsync is switched off: acknowledged writes are lost when the machine stops");
     }
-    let opened = tokio::task::spawn_blocking(move || open_storage(options)).await;
+    let opened = tokio::task::spawn_blocking(move || open_storage(options).map_err(Box::new)).await;
     let opened = opened.map_err(|error| StartError::Thread(io::Error::other(error)))?;
     opened.map_err(|source| StartError::Open { path: config.data_dir.clone(), source })
 }

@@ -53,4 +53,5 @@ pub use config::{
 };
 pub use datadir::DataDirError;
 pub use http::BindError;
+pub use logging::LogError;
 pub use run::{RunError, run};

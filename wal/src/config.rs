@@ -65,7 +65,9 @@ impl Config {
     /// # Errors
     /// Names the first setting that is not.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) || self.segment_bytes % 8 != 0 {
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes)
+            || !self.segment_bytes.is_multiple_of(8)
+        {
             return Err(ConfigError::SegmentBytes { given: self.segment_bytes });
         }
         if !(1..=ENTRY_BYTES_MAX).contains(&self.entry_bytes_max) {

@@ -6,7 +6,7 @@ mod common;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{Model, at, dir, entry, identity, index, small};
+use common::{Model, at, dir, entry, identity, small};
 use tally_wal::dump::{ScanOptions, scan_on, verify_on};
 use tally_wal::memfs::{Fault, MemFs};
 use tally_wal::{Config, Damage, Fs, Metadata, OpenError, State, Wal};

@@ -38,6 +38,12 @@ pub(crate) async fn read(mut body: Body, limit: usize) -> Result<Bytes, ApiError
     Ok(whole.freeze())
 }
 
+/// Reads a body that nobody wants, so that its connection can be used again; a very long one is left and costs it that.
+pub(crate) async fn discard(body: Body, limit: usize) {
+    // Whatever it would have been answered, the answer is fixed already.
+    let _ = drain(body, 0, limit).await;
+}
+
 /// The next data of the body; trailers are ignored.
 async fn next(body: &mut Body) -> Result<Option<Bytes>, ApiError> {
     while let Some(frame) = body.frame().await {

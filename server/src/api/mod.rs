@@ -89,14 +89,20 @@ pub(crate) fn router(state: Arc<State>) -> Router {
 
 async fn handle(state: &State, request: Request) -> Response {
     let path = request.uri().path();
-    // The gateway of old took the first, too.
-    let Some(path) = path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/")) else {
-        return page_not_found();
+    // `/v3beta/` is what the gateway was called before 3.4.
+    let route = match path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/")).map(Route::of) {
+        Some(Some(route)) if request.method() == Method::POST => Ok(route),
+        Some(Some(_)) => Err(refusal(&ApiError::WrongMethod)),
+        Some(None) => Err(refusal(&ApiError::UnknownPath)),
+        None => Err(page_not_found()),
     };
-    let Some(route) = Route::of(path) else { return refusal(&ApiError::UnknownPath) };
-    if request.method() != Method::POST {
-        return refusal(&ApiError::WrongMethod);
-    }
+    let route = match route {
+        Ok(route) => route,
+        Err(response) => {
+            body::discard(request.into_body(), state.body_bytes_max).await;
+            return response;
+        }
+    };
     let started = Instant::now();
     state.metrics.started(route);
     let result = match body::read(request.into_body(), state.body_bytes_max).await {

@@ -31,7 +31,7 @@ pub(super) enum CheckError {
     #[error("there is no database in {}", .0.display())]
     NoDatabase(PathBuf),
     #[error("cannot open the database in {}; a running server must be stopped first", path.display())]
-    Database { path: PathBuf, source: tally_backend::OpenError },
+    Database { path: PathBuf, source: Box<tally_backend::OpenError> },
     #[error("the state in the database does not open")]
     State(#[source] tally_apply::OpenError),
     #[error("cannot close the database")]
@@ -39,7 +39,7 @@ pub(super) enum CheckError {
     #[error("cannot make a temporary directory in {}", path.display())]
     Temporary { path: PathBuf, source: io::Error },
     #[error("cannot open a fresh store")]
-    Fresh(#[source] tally_backend::OpenError),
+    Fresh(#[source] Box<tally_backend::OpenError>),
     #[error("cannot apply the entries of the log before index {before}")]
     Replay { before: u64, source: tally_apply::Fatal },
 }
@@ -91,7 +91,7 @@ pub(super) fn check(data_dir: &Path, wal_dir: Option<PathBuf>) -> Result<CheckRe
     if let Some(problem) = log.problem.take() {
         return Err(CheckError::Log(problem));
     }
-    let Some(metadata) = log.metadata.clone() else { return Err(CheckError::NoLog(wal)) };
+    let Some(metadata) = log.metadata else { return Err(CheckError::NoLog(wal)) };
     if !Backend::exists(&database) {
         return Err(CheckError::NoDatabase(database));
     }
@@ -111,7 +111,7 @@ fn identity(metadata: &Metadata) -> Identity {
 /// What the database has applied. Opening it proves that its root is that of its contents.
 fn read(database: &Path, metadata: &Metadata) -> Result<(Applied, i64), CheckError> {
     let backend = Backend::open(tally_backend::Config::new(database, identity(metadata)))
-        .map_err(|source| CheckError::Database { path: database.to_owned(), source })?;
+        .map_err(|source| CheckError::Database { path: database.to_owned(), source: Box::new(source) })?;
     let (applier, reads) = Applier::open(backend.clone(), tally_mvcc::Options::default()).map_err(CheckError::State)?;
     let found = (applier.applied().clone(), reads.kv().revision());
     drop((applier, reads));
@@ -132,7 +132,7 @@ fn replay(wal: &Path, metadata: &Metadata, upto: u64) -> Result<u128, CheckError
     let last = last_versions(wal, upto)?;
     let temporary = Temporary::create()?;
     let backend = Backend::open(tally_backend::Config::new(temporary.0.join("db"), identity(metadata)))
-        .map_err(CheckError::Fresh)?;
+        .map_err(|source| CheckError::Fresh(Box::new(source)))?;
     let (mut applier, reads) =
         Applier::open(backend.clone(), tally_mvcc::Options::default()).map_err(CheckError::State)?;
     let mut chunk = Vec::with_capacity(CHUNK_ENTRIES);

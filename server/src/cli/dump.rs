@@ -1,7 +1,7 @@
 //! `tally wal dump`: every record of a log, for people or as JSON lines.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use tally_apply::{AlarmAction, Command};
 use tally_mvcc::{KeyRange, Op, TxnRequest};
 use tally_raftnode::{EntryView, describe_entry};
 use tally_wal::dump::{RecordType, RecordView, ScanOptions, ScannedRecord, scan};
-use tally_wal::{LogIndex, LogPosition, ScanError};
+use tally_wal::{LogIndex, LogPosition, OpenError, RealFs, ScanError, Wal};
 use thiserror::Error;
 
 /// Longest part of a value that is shown to people.
@@ -29,6 +29,10 @@ pub(super) struct Filter {
 /// Why the dump ends early.
 #[derive(Debug, Error)]
 pub(super) enum DumpError {
+    #[error("cannot look for a log in {}", path.display())]
+    Open { path: PathBuf, source: OpenError },
+    #[error("there is no log in {}", .0.display())]
+    NoLog(PathBuf),
     #[error("cannot read the log")]
     Scan(#[from] ScanError),
     #[error("cannot print")]
@@ -37,6 +41,10 @@ pub(super) enum DumpError {
 
 /// Prints the records in the order in which they were written.
 pub(super) fn dump(dir: &Path, filter: &Filter, as_json: bool, mut out: impl Write) -> Result<(), DumpError> {
+    let exists = Wal::exists(&RealFs, dir).map_err(|source| DumpError::Open { path: dir.to_owned(), source })?;
+    if !exists {
+        return Err(DumpError::NoLog(dir.to_owned()));
+    }
     let all = [RecordType::Crc, RecordType::Metadata, RecordType::State, RecordType::Snapshot, RecordType::Entry];
     let types = all.into_iter().filter(|kind| filter.types.iter().any(|name| name == kind.name())).collect();
     let options = ScanOptions { from: filter.from.map(LogIndex::new), to: filter.to.map(LogIndex::new), types };

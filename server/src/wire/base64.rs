@@ -108,7 +108,9 @@ mod tests {
             ("Z", 1),
             ("Zm9vZ", 5),
             ("=", 0),
-            ("Zg==Zg==", 4), ("Mg=,", 2), ("YQ=1=", 2),
+            ("Zg==Zg==", 4),
+            ("Mg=,", 2),
+            ("YQ=1=", 2),
             ("====", 0),
         ] {
             assert_eq!(decode(text.as_bytes()), Err(Base64Error { at }), "{text}");

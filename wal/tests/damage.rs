@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{Model, at, dir, entry, identity, small};
@@ -55,7 +55,7 @@ fn open(fs: &MemFs) -> Result<Model, OpenError> {
 }
 
 /// Where the records of a segment end.
-fn used(fs: &MemFs, file: &PathBuf) -> usize {
+fn used(fs: &MemFs, file: &Path) -> usize {
     let bytes = fs.contents(file).unwrap();
     let parsed = tally_wal::dump::parse_segment(&bytes, |_, _| {});
     usize::try_from(parsed.end).unwrap()

@@ -234,6 +234,10 @@ proptest! {
         prop_assert_eq!(put_of(&body.to_string()).unwrap(), expected.clone());
         prop_assert_eq!(put_of(&serde_json::to_string_pretty(&body).unwrap()).unwrap(), expected);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
 
     /// Noise around and inside a real request: an answer or an error, and nothing is made up that is larger than the body.
     #[test]

@@ -355,6 +355,8 @@ mod tests {
     }
 
     proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(20_000))]
+
         /// Finds the same value as serde_json, which is asked only about grammar here.
         #[test]
         fn agrees_with_an_independent_parser(text in "[\\[\\]{},:\"\\\\0-9a-zA-Z.+\\- \n\u{1}]{0,40}") {

@@ -37,8 +37,10 @@ async fn run(dir: PathBuf, time: Duration) -> Result<(), Box<dyn Error + Send + 
     let node = open(&dir).await?;
     println!("open to ready: {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
     println!("{:<8} {:>8} {:>12} {:>12} {:>12}", "work", "tasks", "ops/s", "CPU us/op", "mean ms");
-    for (work, tasks) in
-        [1, 64, 256, 1000].map(|tasks| (Work::Put, tasks)).into_iter().chain([1, 64, 256].map(|tasks| (Work::Barrier, tasks)))
+    for (work, tasks) in [1, 64, 256, 1000]
+        .map(|tasks| (Work::Put, tasks))
+        .into_iter()
+        .chain([1, 64, 256].map(|tasks| (Work::Barrier, tasks)))
     {
         let (cpu, begun) = (cpu_time()?, Instant::now());
         let done = drive(&node, work, tasks, time).await?;

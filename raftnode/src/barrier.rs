@@ -192,6 +192,9 @@ impl Barrier {
                     }
                 }
                 () = self.begin.notified(), if asked.is_none() => {
+                    // Readers that are about to run get to join: without this a busy worker passes the turn back and
+                    // forth between this task and one reader, and every round has one.
+                    tokio::task::yield_now().await;
                     let raft = raft.clone();
                     asked = self.take().map(|round| (round, Box::pin(read_index(raft)) as Pin<Box<_>>));
                 }

@@ -131,10 +131,8 @@ impl Proposals {
             self.queued_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
             Err(error)
         };
-        let full = || ProposeError::TooManyRequests {
-            queued: self.shared.pending.load(Ordering::Relaxed),
-            bytes: queued,
-        };
+        let full =
+            || ProposeError::TooManyRequests { queued: self.shared.pending.load(Ordering::Relaxed), bytes: queued };
         if queued > 0 && queued + bytes as u64 > self.queue_bytes_max {
             return refuse(full());
         }
@@ -178,6 +176,8 @@ impl Batcher {
                     if !alive {
                         break;
                     }
+                    // Those just answered, and requests that have arrived meanwhile, get into the next batch.
+                    tokio::task::yield_now().await;
                 }
                 received = self.queue.recv(), if room && !drained => match received {
                     Some(proposal) => self.taken.push_back(proposal),
@@ -210,8 +210,9 @@ impl Batcher {
         let mut commands = Vec::with_capacity(self.taken.len().min(self.limits.batch_entries_max));
         let mut answers = VecDeque::with_capacity(commands.capacity());
         while commands.len() < self.limits.batch_entries_max
-            && let Some(Proposal { command, answer }) =
-                self.taken.pop_front_if(|next| bytes == 0 || bytes + next.command.bytes() <= self.limits.batch_bytes_max)
+            && let Some(Proposal { command, answer }) = self
+                .taken
+                .pop_front_if(|next| bytes == 0 || bytes + next.command.bytes() <= self.limits.batch_bytes_max)
         {
             bytes += command.bytes();
             commands.push(command);

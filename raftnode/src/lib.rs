@@ -1,15 +1,13 @@
 //! One Raft member: consensus over the Tally log and state machine.
 //!
-//! It **is** the place where proposals become log entries, log entries become committed, and committed entries reach
-//! `tally-apply`: batching, linearizable reads, snapshots and log purge, identity checks, start and shutdown. It is the only
-//! crate that names openraft, and no openraft type leaves it; its on-disk formats are its own. It **is not** the log
+//! It **is** where proposals become committed entries and reach `tally-apply`: batching, linearizable reads, snapshots,
+//! log purge, identity checks. No openraft type leaves it, and its on-disk formats are its own. It **is not** the log
 //! (`tally-wal`), not the state (`tally-apply`), and knows no client protocol.
 //!
 //! ```text
 //!   propose ─► queue ─► batcher ─► openraft ─► log_store ─► wal ─► fsync ┐
-//!                                     ▲                                   │ callback
-//!                                     └───────────────────────────────────┘
-//!                                     │ committed
+//!                                     ▲ ▼ committed                     │ callback
+//!                                     └─┼─────────────────────────────────┘
 //!                                     ▼
 //!   outcome ◄──────────────── state_machine (waits for its own fsynced log) ─► one commit per chunk
 //!
@@ -20,8 +18,7 @@
 //! - **Invariant**: nothing is applied that is not in this member's own fsynced log.
 //! - **Invariant**: the log is purged only up to what the store has made durable, less the entries kept for catching up.
 //! - **Invariant**: the first failed write, fsync or apply is final: [`Node::fatal`] resolves and nothing is answered after it.
-//! - **Invariant**: log and store open together only if cluster, member and directory are the same in both, and the store
-//!   stands on an entry of the log.
+//! - **Invariant**: log and store open together only if they are of one member and the store stands on the log.
 //!
 //! ```
 //! use tally_apply::{Command, Reply};
@@ -31,9 +28,8 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let dir = tempfile::tempdir()?;
 //! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-//! let (cluster_id, member_id, new_directory_uuid) = (1, 2, [3; 16]);
-//! let storage = open_storage(StorageOptions::new(dir.path(), cluster_id, member_id, new_directory_uuid))?;
-//! let node = Node::start(Config { cluster_id, member_id, ..Config::default() }, storage).await?;
+//! let storage = open_storage(StorageOptions::new(dir.path(), 1, 2, [3; 16]))?; // cluster, member, a random UUID
+//! let node = Node::start(Config { cluster_id: 1, member_id: 2, ..Config::default() }, storage).await?;
 //! node.ready().await?;
 //!
 //! let put = Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() });
@@ -65,7 +61,7 @@ mod state_machine;
 mod status;
 mod storage;
 #[cfg(test)]
-mod suite_tests;
+mod tests;
 mod transport;
 mod types;
 mod watermark;

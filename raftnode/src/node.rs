@@ -1,7 +1,8 @@
 //! The node: a handle over openraft and the tasks around it.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,18 +13,18 @@ use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::barrier::{Barrier, BarrierError};
-use crate::batcher::{ProposeError, Proposals, batcher};
+use crate::batcher::{Proposals, ProposeError, batcher};
 use crate::command::EncodedCommand;
 use crate::config::Config;
 use crate::fatal::FatalError;
 use crate::log_store::LogStore;
 use crate::policy;
 use crate::progress::{Progress, Shared};
-use crate::start::{Started, StartError};
+use crate::start::{StartError, Started, start};
 use crate::state_machine::{SharedLive, StateMachine};
 use crate::status::{self, Status};
 use crate::storage::{DirectoryLock, Storage};
-use crate::types::TypeConfig;
+use crate::types::{TypeConfig, log_id};
 
 pub(crate) type RaftHandle = Raft<TypeConfig, StateMachine>;
 
@@ -50,7 +51,7 @@ struct Inner {
     stop_proposals: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     stopped: OnceCell<Result<(), ShutdownError>>,
-    ending: std::sync::Mutex<Option<Ending>>,
+    ending: Mutex<Option<Ending>>,
     _lock: DirectoryLock,
 }
 
@@ -95,7 +96,7 @@ impl Node {
     /// # Errors
     /// [`StartError`]: settings that cannot work, or data that cannot be read or applied.
     pub async fn start(config: Config, storage: Storage) -> Result<Node, StartError> {
-        let Started { raft, shared, log, machine, live, lock } = crate::start::start(&config, storage).await?;
+        let Started { raft, shared, log, machine, live, lock } = start(&config, storage).await?;
         let (stop_proposals, stop) = (watch::Sender::new(false), watch::Sender::new(false));
         let (proposals, task) = batcher(&config, raft.clone(), Arc::clone(&shared));
         let batcher = tokio::spawn(task.run(raised(stop_proposals.subscribe())));
@@ -105,7 +106,7 @@ impl Node {
         let stopping = raised(stop.subscribe());
         tokio::spawn(status::run(status_sender, raft.clone(), config.member_id, Arc::clone(&shared), stopping));
         tokio::spawn(policy::run(config, raft.clone(), Arc::clone(&shared), raised(stop.subscribe())));
-        let ending = std::sync::Mutex::new(Some(Ending { batcher, machine }));
+        let ending = Mutex::new(Some(Ending { batcher, machine }));
         let stopped = OnceCell::new();
         let inner = Inner {
             raft,
@@ -203,15 +204,14 @@ impl Node {
             let reason = format!("no snapshot was made: {error}");
             self.inner.shared.fatal.get().unwrap_or(FatalError::Consensus { reason })
         };
+        let upto = log_id(applied, 0).map(|id| id.index);
         let mut progress = self.inner.raft.watch_snapshot_progress();
-        self.inner.raft.trigger().snapshot().await.map_err(|error| stopped(&error))?;
-        let upto = crate::types::log_id(applied, 0).map(|id| id.index);
-        loop {
-            if progress.get().map(|id| id.index) >= upto {
-                return Ok(self.inner.shared.durable.load(std::sync::atomic::Ordering::Acquire));
-            }
+        while progress.get().map(|id| id.index) < upto {
+            // Dropped if one is being built already; that one ends with a change, and then this is asked again.
+            self.inner.raft.trigger().snapshot().await.map_err(|error| stopped(&error))?;
             progress.changed().await.map_err(|error| stopped(&error))?;
         }
+        Ok(self.inner.shared.durable.load(Ordering::Acquire))
     }
 
     /// Routes for other members. A cluster of one has none: every request is refused.
@@ -236,12 +236,12 @@ const READY_RETRY: Duration = Duration::from_millis(5);
 
 impl Inner {
     async fn stop(&self) -> Result<(), ShutdownError> {
-        let ending = self.ending.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Ending { batcher, machine }) = ending else { return Ok(()) };
         self.stop_proposals.send_replace(true);
         let drained = tokio::time::timeout(DRAIN_MAX, batcher).await;
         self.stop.send_replace(true);
-        let pending = self.shared.pending.load(std::sync::atomic::Ordering::Relaxed);
+        let pending = self.shared.pending.load(Ordering::Relaxed);
         let consensus = self.raft.shutdown().await;
         // Resolves, with an error, when the state machine is dropped: nothing is applied after that.
         drop(machine.await);

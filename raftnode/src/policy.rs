@@ -27,8 +27,8 @@ pub(crate) struct Since {
 
 /// Whether a snapshot is due.
 pub(crate) fn is_due(config: &Config, since: Since) -> bool {
-    let worth_it = since.bytes >= config.snapshot_bytes_min
-        || since.elapsed >= Duration::from_millis(config.snapshot_interval_ms);
+    let worth_it =
+        since.bytes >= config.snapshot_bytes_min || since.elapsed >= Duration::from_millis(config.snapshot_interval_ms);
     let many = since.entries >= config.snapshot_count;
     since.entries > 0 && ((many && worth_it) || since.bytes >= config.snapshot_bytes_max)
 }

@@ -44,7 +44,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         // Flushing takes as long as the disk wants: not on a thread that serves requests.
         let synced = tokio::task::spawn_blocking(move || backend.sync()).await;
         let durable = synced
-            .map_err(|error| self.fail(FatalError::Consensus { reason: format!("a flush of the store ended: {error}") }))?
+            .map_err(|error| {
+                self.fail(FatalError::Consensus { reason: format!("a flush of the store ended: {error}") })
+            })?
             .map_err(|error| self.fail(FatalError::Snapshot(Arc::new(error))))?;
         self.shared.durable.fetch_max(durable.index, Ordering::AcqRel);
         snapshot_of(self.backend.clone(), durable).map_err(|error| self.fail(error.into()))

@@ -130,9 +130,8 @@ pub(crate) fn assemble(storage: Storage, limits: ApplyLimits) -> Result<Assemble
 
 /// The only voter need not wait for an election timeout: nobody else can lead.
 async fn elect_if_alone(member_id: u64, raft: &RaftHandle) -> Result<(), Fatal<TypeConfig>> {
-    let alone = move |state: &openraft::RaftState<TypeConfig>| {
-        state.membership_state.effective().voter_ids().eq([member_id])
-    };
+    let alone =
+        move |state: &openraft::RaftState<TypeConfig>| state.membership_state.effective().voter_ids().eq([member_id]);
     if raft.with_raft_state(alone).await? {
         raft.trigger().elect(false).await?;
     }

@@ -124,7 +124,7 @@ pub enum OpenError {
         /// Its directory.
         path: PathBuf,
         /// What is wrong.
-        source: tally_wal::OpenError,
+        source: Box<tally_wal::OpenError>,
     },
     /// The store does not open.
     #[error("cannot open the store in {}", path.display())]
@@ -132,7 +132,7 @@ pub enum OpenError {
         /// Its directory.
         path: PathBuf,
         /// What is wrong.
-        source: tally_backend::OpenError,
+        source: Box<tally_backend::OpenError>,
     },
     /// The state in the store does not open.
     #[error("cannot open the state in {}", path.display())]
@@ -140,7 +140,7 @@ pub enum OpenError {
         /// The store's directory.
         path: PathBuf,
         /// What is wrong.
-        source: tally_apply::OpenError,
+        source: Box<tally_apply::OpenError>,
     },
     /// The log belongs to another cluster or member.
     #[error(
@@ -243,7 +243,7 @@ pub fn open_storage(options: StorageOptions) -> Result<Storage, OpenError> {
     let (wal_dir, db_dir) = (options.wal_path(), db_dir(&options.data_dir));
     delete_leftovers(&incoming_dir(&db_dir))?;
 
-    let wal_error = |source| OpenError::Wal { path: wal_dir.clone(), source };
+    let wal_error = |source| OpenError::Wal { path: wal_dir.clone(), source: Box::new(source) };
     let wal_exists = Wal::exists(options.wal_fs.as_ref(), &wal_dir).map_err(wal_error)?;
     let db_exists = Backend::exists(&db_dir);
     if db_exists && !wal_exists {
@@ -269,11 +269,11 @@ pub fn open_storage(options: StorageOptions) -> Result<Storage, OpenError> {
     let mut backend_config = options.backend;
     backend_config.path.clone_from(&db_dir);
     backend_config.identity = Identity { cluster_id, member_id, directory_uuid };
-    let backend =
-        Backend::open(backend_config).map_err(|source| OpenError::Backend { path: db_dir.clone(), source })?;
+    let backend = Backend::open(backend_config)
+        .map_err(|source| OpenError::Backend { path: db_dir.clone(), source: Box::new(source) })?;
     check_positions(&wal_dir, &wal, &recovered, &backend.applied())?;
-    let (applier, reads) =
-        Applier::open(backend.clone(), options.kv.clone()).map_err(|source| OpenError::State { path: db_dir, source })?;
+    let (applier, reads) = Applier::open(backend.clone(), options.kv.clone())
+        .map_err(|source| OpenError::State { path: db_dir, source: Box::new(source) })?;
     Ok(Storage { wal, recovered, backend, applier, reads, kv: options.kv, lock })
 }
 

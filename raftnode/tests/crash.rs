@@ -13,9 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{all, config, options, put, revision};
-use tally_raftnode::{
-    Config, EncodedCommand, FatalError, Node, ProposeError, StorageOptions, open_storage,
-};
+use tally_raftnode::{Config, EncodedCommand, FatalError, Node, ProposeError, StorageOptions, open_storage};
 use tally_wal::memfs::{Fault, MemFs};
 
 /// Far longer than anything here takes; a test that runs into it has found something that never ends.

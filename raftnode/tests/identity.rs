@@ -146,9 +146,8 @@ async fn a_store_of_another_directory_is_refused() {
     drop(open_storage(StorageOptions::new(other.path(), CLUSTER, MEMBER, [8; 16])).unwrap());
     replace_dir(&dir.path().join("member/db"), &other.path().join("member/db"));
     let error = refusal(open_storage(options(dir.path())));
-    let OpenError::Backend { source: tally_backend::OpenError::Identity { found, .. }, .. } = error else {
-        panic!("{error}");
-    };
+    let OpenError::Backend { source, .. } = error else { panic!("{error}") };
+    let tally_backend::OpenError::Identity { found, .. } = *source else { panic!("{source}") };
     assert_eq!(found.directory_uuid, [8; 16]);
 }
 

@@ -74,7 +74,9 @@ impl Table {
     fn store(self) -> Table {
         self.counter("etcd_mvcc_put_total", "Puts seen by this member.", |s| s.reads.kv().metrics().puts())
             .counter("etcd_mvcc_delete_total", "Deletes seen by this member.", |s| s.reads.kv().metrics().deletes())
-            .counter("etcd_mvcc_txn_total", "Transactions seen by this member.", |s| s.reads.kv().metrics().txns())
+            .counter("etcd_mvcc_txn_total", "Transactions of more than one operation seen by this member.", |s| {
+                s.reads.kv().metrics().txns()
+            })
             .counter("etcd_mvcc_range_total", "Ranges seen by this member.", |s| s.reads.kv().metrics().ranges())
             .gauge("etcd_debugging_mvcc_current_revision", "The current revision of the store.", |s| {
                 s.reads.kv().revision() as f64

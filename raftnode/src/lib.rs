@@ -15,9 +15,8 @@
 //! ```
 //!
 //! - **Invariant**: an outcome is answered only after its entry is fsynced on a majority and applied here.
-//! - **Invariant**: nothing is applied that is not in this member's own fsynced log.
-//! - **Invariant**: the log is purged only up to what the store has made durable, less the entries kept for catching up.
-//! - **Invariant**: the first failed write, fsync or apply is final: [`Node::fatal`] resolves and nothing is answered after it.
+//! - **Invariant**: applied is only what this member's own log has fsynced, purged only what the store has made durable.
+//! - **Invariant**: the first failed write, fsync or apply is final: [`Node::fatal`] resolves, and no answer follows it.
 //! - **Invariant**: log and store open together only if they are of one member and the store stands on the log.
 //!
 //! ```
@@ -35,7 +34,7 @@
 //! let put = Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() });
 //! let outcome = node.propose(EncodedCommand::encode(&put)).await?; // durable, applied and visible
 //! assert!(matches!(outcome.result, Ok(Reply::Put(_))));
-//! assert!(node.read_barrier().await? >= 1);
+//! node.read_barrier().await?; // what follows is a linearizable read
 //! node.shutdown().await?;
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! # })

@@ -9,18 +9,18 @@ use tally_apply::{Command, Outcome, Reads, Reply};
 use tally_mvcc::{KeyRange, PutRequest, RangeOptions, RangeRequest};
 use tally_raftnode::{Config, EncodedCommand, Node, Storage, StorageOptions, open_storage};
 
-pub const CLUSTER: u64 = 0xc1;
-pub const MEMBER: u64 = 0xa1;
-pub const UUID: [u8; 16] = [7; 16];
+pub(crate) const CLUSTER: u64 = 0xc1;
+pub(crate) const MEMBER: u64 = 0xa1;
+pub(crate) const UUID: [u8; 16] = [7; 16];
 
-pub fn options(dir: &Path) -> StorageOptions {
+pub(crate) fn options(dir: &Path) -> StorageOptions {
     let mut options = StorageOptions::new(dir, CLUSTER, MEMBER, UUID);
     options.wal.segment_bytes = 1 << 20;
     options.backend.memtable_bytes = 4 << 20;
     options
 }
 
-pub fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config {
         cluster_id: CLUSTER,
         member_id: MEMBER,
@@ -29,22 +29,22 @@ pub fn config() -> Config {
     }
 }
 
-pub fn storage(dir: &Path) -> Storage {
+pub(crate) fn storage(dir: &Path) -> Storage {
     open_storage(options(dir)).unwrap()
 }
 
-pub async fn started(dir: &Path, config: Config) -> Node {
+pub(crate) async fn started(dir: &Path, config: Config) -> Node {
     let node = Node::start(config, storage(dir)).await.unwrap();
     node.ready().await.unwrap();
     node
 }
 
 /// Ends a node as a stopped process would, and waits until its directory is free.
-pub async fn stopped(node: Node) {
+pub(crate) async fn stopped(node: Node) {
     node.shutdown().await.unwrap();
 }
 
-pub fn put(key: &str, value: &str) -> EncodedCommand {
+pub(crate) fn put(key: &str, value: &str) -> EncodedCommand {
     let put = PutRequest {
         key: Bytes::copy_from_slice(key.as_bytes()),
         value: Bytes::copy_from_slice(value.as_bytes()),
@@ -54,13 +54,13 @@ pub fn put(key: &str, value: &str) -> EncodedCommand {
 }
 
 /// The revision of a put that was carried out.
-pub fn revision(outcome: &Outcome) -> i64 {
+pub(crate) fn revision(outcome: &Outcome) -> i64 {
     assert!(matches!(outcome.result, Ok(Reply::Put(_))), "{outcome:?}");
     outcome.revision
 }
 
 /// Every key with its value and the revision it was written at.
-pub fn all(reads: &Reads) -> Vec<(String, String, i64)> {
+pub(crate) fn all(reads: &Reads) -> Vec<(String, String, i64)> {
     let range = RangeRequest { range: KeyRange::all(), revision: 0, options: RangeOptions::default() };
     let result = reads.kv().view().range(&range).unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
@@ -68,7 +68,7 @@ pub fn all(reads: &Reads) -> Vec<(String, String, i64)> {
 }
 
 /// Proposes `count` puts at once, `key(i)` each, and returns their revisions by number.
-pub async fn put_many(node: &Node, keys: impl Fn(u64) -> String, count: u64) -> Vec<i64> {
+pub(crate) async fn put_many(node: &Node, keys: impl Fn(u64) -> String, count: u64) -> Vec<i64> {
     let node = Arc::new(node.clone());
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..count {

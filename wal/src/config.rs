@@ -17,10 +17,10 @@ pub trait Observer: Send + Sync {
 pub struct Config {
     /// The identity to create the log with, or to require of an existing one. `None` opens any existing log.
     pub metadata: Option<Metadata>,
-    /// Size of a segment file in bytes, allocated before it is used. 64 MiB by default. One record larger than that
+    /// Size of a segment file in bytes, allocated before it is used. 16 MiB by default. One record larger than that
     /// gets a longer segment of its own.
     pub segment_bytes: u64,
-    /// How many purged segments are kept for reuse. 2 by default.
+    /// How many purged segments are kept for reuse. 4 by default.
     pub recycled_segments: usize,
     /// The most bytes the payload of one entry may have. 16 MiB by default.
     pub entry_bytes_max: usize,
@@ -47,8 +47,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             metadata: None,
-            segment_bytes: 64 << 20,
-            recycled_segments: 2,
+            segment_bytes: 16 << 20,
+            recycled_segments: 4,
             entry_bytes_max: 16 << 20,
             group_bytes_max: 8 << 20,
             pending_bytes_max: 1 << 30,

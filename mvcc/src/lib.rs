@@ -45,6 +45,7 @@ mod merge;
 mod meta;
 mod metrics;
 mod open;
+mod overlap;
 mod range;
 mod record;
 mod records;
@@ -72,8 +73,7 @@ pub use request::{
 };
 pub use scan::Scan;
 pub use sweep::{SweepLimits, SweepProgress};
-pub use txn::Plan;
 pub use validate::{Invalid, MAX_TXN_DEPTH};
 pub use view::{RangeRoot, Reader, View};
 pub use writer::Writer;
-pub use {metrics::Metrics, open::Options, open::open};
+pub use {metrics::Metrics, open::Options, open::open, txn::Plan};

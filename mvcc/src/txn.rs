@@ -38,7 +38,7 @@ impl State<'_> {
         let mut path = Vec::with_capacity(1);
         self.find_path(txn, &mut path)?;
         self.check_path(txn, &mut path.iter().copied(), &|op| match op {
-            Op::Put(put) => self.check_put(put, lease_exists),
+            Op::Put(put) => self.check_kept(put).and_then(|()| check_lease(put, lease_exists)),
             Op::Range(_) | Op::Delete(_) | Op::Txn(_) => Ok(()),
         })?;
         self.check_path(txn, &mut path.iter().copied(), &|op| match op {
@@ -48,16 +48,17 @@ impl State<'_> {
         Ok(Plan { path, revision: self.revision })
     }
 
-    /// Checks one put: a value or lease to be kept needs a key that is there, a lease to be attached must exist.
+    /// Checks a put that is a command of its own. Like etcd, it looks at the lease before the key, and the other way
+    /// round in a transaction: that decides what a put with both mistakes is told.
     pub(crate) fn check_put(&self, put: &PutRequest, lease_exists: &dyn Fn(i64) -> bool) -> Result<(), Rejection> {
-        if (put.ignore_value || put.ignore_lease) && self.lookup(&put.key, self.revision).is_none() {
-            return Err(Rejection::KeyNotFound);
-        }
-        match put.lease {
-            0 => Ok(()),
-            lease if lease_exists(lease) => Ok(()),
-            lease => Err(Rejection::LeaseNotFound(lease)),
-        }
+        check_lease(put, lease_exists)?;
+        self.check_kept(put)
+    }
+
+    /// A value or lease to be kept needs a key that is there.
+    fn check_kept(&self, put: &PutRequest) -> Result<(), Rejection> {
+        let kept = put.ignore_value || put.ignore_lease;
+        if kept && self.lookup(&put.key, self.revision).is_none() { Err(Rejection::KeyNotFound) } else { Ok(()) }
     }
 
     /// Appends to `path` whether `txn` and the transactions nested in its taken branches succeed.
@@ -149,6 +150,15 @@ impl State<'_> {
             }
         }
         Ok(true)
+    }
+}
+
+/// A lease to be attached must exist.
+fn check_lease(put: &PutRequest, lease_exists: &dyn Fn(i64) -> bool) -> Result<(), Rejection> {
+    match put.lease {
+        0 => Ok(()),
+        lease if lease_exists(lease) => Ok(()),
+        lease => Err(Rejection::LeaseNotFound(lease)),
     }
 }
 

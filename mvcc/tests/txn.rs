@@ -5,7 +5,7 @@ mod common;
 
 use common::{Store, between, delete, get, put, single};
 use tally_mvcc::{
-    Compare, CompareResult, CompareTarget, KeyRange, Op, OpReply, PutRequest, ReadError, Rejection, TxnReply,
+    Compare, CompareResult, CompareTarget, Invalid, KeyRange, Op, OpReply, PutRequest, ReadError, Rejection, TxnReply,
     TxnRequest,
 };
 
@@ -152,6 +152,40 @@ fn leases_are_judged_by_the_caller_in_order() {
     assert_eq!((record.lease(), record.value(), record.version()), (7, &b"w"[..], 2));
     store.set("k", "x");
     assert_eq!(store.get(single("k"), 0).kvs[0].lease(), 0, "a put without a lease detaches the key");
+}
+
+/// As in etcd: a put of its own is told of the lease first, one in a transaction of the key first.
+#[test]
+fn a_put_with_two_mistakes_is_told_the_one_that_etcd_finds_first() {
+    let mut store = Store::new();
+    let both = PutRequest { ignore_value: true, lease: 8, ..PutRequest::new("k", "") };
+    let leased = PutRequest { lease: 7, ..both.clone() };
+    let known = |lease| lease == 7;
+    let alone = |store: &Store, put: &PutRequest| store.writer.check_put_with_leases(put, &known);
+    let inside = |store: &Store, put: &PutRequest| {
+        let plain = store.writer.check_with_leases(&all(vec![Op::Put(put.clone())]), &known).map(|_| ());
+        let nested = all(vec![Op::Txn(all(vec![Op::Put(put.clone())]))]);
+        let nested = store.writer.check_with_leases(&nested, &known).map(|_| ());
+        let (plain, nested) = (plain.map_err(common::rejected), nested.map_err(common::rejected));
+        assert_eq!(plain, nested);
+        plain
+    };
+    assert_eq!(alone(&store, &both).map_err(common::rejected), Err(Rejection::LeaseNotFound(8)));
+    assert_eq!(inside(&store, &both), Err(Rejection::KeyNotFound));
+    assert_eq!(alone(&store, &leased).map_err(common::rejected), Err(Rejection::KeyNotFound));
+    assert_eq!(inside(&store, &leased), Err(Rejection::KeyNotFound));
+    store.set("k", "v");
+    assert_eq!(alone(&store, &both).map_err(common::rejected), Err(Rejection::LeaseNotFound(8)));
+    assert_eq!(inside(&store, &both), Err(Rejection::LeaseNotFound(8)));
+    assert_eq!((alone(&store, &leased).is_ok(), inside(&store, &leased)), (true, Ok(())));
+}
+
+#[test]
+fn a_put_does_not_keep_what_its_transaction_deletes() {
+    let keep = Op::Put(PutRequest { ignore_value: true, ..PutRequest::new("a", "") });
+    let txn = all(vec![delete(between("a", "\0")), keep]);
+    assert_eq!(txn.validate(128), Err(Invalid::DuplicateKey));
+    assert_eq!(txn.check_overlap(), Err(Invalid::DuplicateKey));
 }
 
 #[test]

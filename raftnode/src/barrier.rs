@@ -1,8 +1,8 @@
 //! Linearizable reads: everybody who waits at one moment shares one confirmation of leadership.
 //!
-//! A reader joins the round that has *not yet begun*; the task begins it after that, asks openraft for the read index (a
-//! quorum round that starts now), waits until this replica has applied that far, and lets the whole round go. A round
-//! under way takes nobody in: a confirmation that began before a read cannot prove anything to it.
+//! A reader joins the round that has *not yet begun*; the task begins it after that, asks openraft for the read index
+//! (a quorum round that starts now), waits until this replica has applied that far, and lets the whole round go. A
+//! round under way takes nobody in: a confirmation that began before a read cannot prove anything to it.
 //!
 //! Joining is one short lock and one reference count; no channel and no allocation per reader.
 

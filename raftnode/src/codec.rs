@@ -125,8 +125,11 @@ pub(crate) fn decode_membership(bytes: &[u8]) -> Result<Membership, CodecError> 
             tag => return Err(CodecError::Tag { what: "membership", tag }),
         }
     }
+    if !(1..=2).contains(&configs.len()) || configs.iter().any(BTreeSet::is_empty) {
+        return Err(input.malformed("it has no voters, or more than two sets of them"));
+    }
     Membership::new(configs, members)
-        .map_err(|_| CodecError::Malformed { what: "membership", detail: "a voter is not a member, or nobody votes" })
+        .map_err(|_| CodecError::Malformed { what: "membership", detail: "a voter is not a member" })
 }
 
 fn decode_voters(bytes: &[u8]) -> Result<BTreeSet<u64>, CodecError> {

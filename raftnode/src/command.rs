@@ -9,8 +9,8 @@ use crate::codec::KIND_COMMAND;
 
 /// An encoded command with the byte in front of it that makes it a log entry's payload. Cheap to clone.
 ///
-/// [`encode`](EncodedCommand::encode) writes both into one buffer, which the log then stores as it is; building one from
-/// bytes that were encoded elsewhere copies them once.
+/// [`encode`](EncodedCommand::encode) writes both into one buffer, which the log then stores as it is; building one
+/// from bytes that were encoded elsewhere copies them once.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EncodedCommand {
     payload: Bytes,

@@ -1,4 +1,5 @@
-//! What openraft reads from the log: for replication as soon as it is appended, for applying only once it is durable here.
+//! What openraft reads from the log: for replication as soon as it is appended, for applying only once it is durable
+//! here.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;

@@ -90,8 +90,8 @@ pub(crate) async fn raised(mut flag: watch::Receiver<bool>) {
 impl Node {
     /// Starts a node: applies what was committed, joins or founds its cluster, and serves from then on.
     ///
-    /// Returns as soon as consensus runs, which may be before there is a leader: see [`ready`](Node::ready). Must be called
-    /// inside a tokio runtime with time enabled.
+    /// Returns as soon as consensus runs, which may be before there is a leader: see [`ready`](Node::ready). Must be
+    /// called inside a tokio runtime with time enabled.
     ///
     /// # Errors
     /// [`StartError`]: settings that cannot work, or data that cannot be read or applied.
@@ -221,8 +221,8 @@ impl Node {
         })
     }
 
-    /// Stops taking proposals, answers those under way, and leaves everything durable and closed. Idempotent: later calls,
-    /// also concurrent ones, have the result of the first.
+    /// Stops taking proposals, answers those under way, and leaves everything durable and closed. Idempotent: later
+    /// calls, also concurrent ones, have the result of the first.
     ///
     /// # Errors
     /// [`ShutdownError`] if it was not clean.

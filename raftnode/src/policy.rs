@@ -1,8 +1,8 @@
 //! When to make the store durable, and so how much of the log may go.
 //!
 //! A snapshot is a flush of the store: it costs table files that have to be merged later. Entries alone say little (ten
-//! thousand small puts are a sixth of a second at full speed), so bytes or time have to agree. openraft then drops the log
-//! up to `catchup_entries` behind what is durable, never more.
+//! thousand small puts are a sixth of a second at full speed), so bytes or time have to agree. openraft then drops the
+//! log up to `catchup_entries` behind what is durable, never more.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,7 +1,7 @@
 //! openraft's state machine over `tally-apply`: committed entries in, one commit per bounded chunk, then the answers.
 //!
-//! Applying runs on the async task that drives it. A chunk is small enough for that (about a millisecond), and handing it
-//! to another thread would cost more than it takes; between chunks other tasks get their turn.
+//! Applying runs on the async task that drives it. A chunk is small enough for that (about a millisecond), and handing
+//! it to another thread would cost more than it takes; between chunks other tasks get their turn.
 
 use std::convert::Infallible;
 use std::io;
@@ -66,7 +66,8 @@ impl StateMachine {
 
     /// Applies entries with one commit and makes them known.
     ///
-    /// Invariant: an error here is final. It is kept as the node's fatal error, nothing is answered, and openraft stops.
+    /// Invariant: an error here is final. It is kept as the node's fatal error, nothing is answered, and openraft
+    /// stops.
     pub(crate) fn commit(&mut self, entries: &[Committed]) -> io::Result<Vec<Outcome>> {
         match self.applier.apply(entries) {
             Ok(outcomes) => {

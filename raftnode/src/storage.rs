@@ -5,8 +5,8 @@
 //! <data-dir>/member/db/     the store
 //! <data-dir>/member/LOCK    held while a process uses the directory
 //! ```
-//! A new directory gets its log first and its store after it, and the store takes the directory's UUID from the log. So a
-//! crash between the two leaves a whole, empty log and no store, which the next start completes; the reverse, a store
+//! A new directory gets its log first and its store after it, and the store takes the directory's UUID from the log. So
+//! a crash between the two leaves a whole, empty log and no store, which the next start completes; the reverse, a store
 //! without a log, can only mean that the log was taken away.
 
 use std::fs::{DirBuilder, File, TryLockError};

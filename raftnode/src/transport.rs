@@ -1,5 +1,6 @@
-//! The place of the transport between members. A cluster of one has nobody to talk to, so every call says *unreachable*:
-//! a vote or a pre-vote that was not asked for is never granted, and leadership that cannot be handed over stays.
+//! The place of the transport between members. A cluster of one has nobody to talk to, so every call says
+//! *unreachable*: a vote or a pre-vote that was not asked for is never granted, and leadership that cannot be handed
+//! over stays.
 
 use std::future::Future;
 

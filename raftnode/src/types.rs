@@ -1,7 +1,7 @@
 //! openraft's type parameters, and the one place where its positions become ours.
 //!
-//! openraft counts log entries from 0, while everything else in Tally (log files, backend, metrics, headers) counts them
-//! from 1, as etcd does, and keeps 0 for "nothing yet". The shift happens in the functions below and nowhere else.
+//! openraft counts log entries from 0, while everything else in Tally (log files, backend, metrics, headers) counts
+//! them from 1, as etcd does, and keeps 0 for "nothing yet". The shift happens in the functions below and nowhere else.
 //! Ids are those of standard Raft: one leader per term, so an entry is identified by its term and index alone.
 
 use openraft::impls::leader_id_std::LeaderId;

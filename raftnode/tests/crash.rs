@@ -1,5 +1,5 @@
-//! Power cuts and failing disks under a running node: what was acknowledged survives, and nothing is acknowledged after a
-//! failure.
+//! Power cuts and failing disks under a running node: what was acknowledged survives, and nothing is acknowledged after
+//! a failure.
 //!
 //! The log lives on a disk in memory that breaks at a chosen operation. The store lives on the real disk; what a crash
 //! would leave of it is a photograph of its files, because its memory is lost.

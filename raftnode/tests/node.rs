@@ -8,9 +8,9 @@ use tally_raftnode::{Config, Node, ProposeError};
 
 #[tokio::test]
 async fn ten_thousand_concurrent_proposals_survive_a_restart_with_dense_revisions() {
-    const PUTS: u64 = 9_000;
+    const PUTS: u64 = 10_000;
     let dir = tempfile::tempdir().unwrap();
-    let node = started(dir.path(), config()).await;
+    let node = started(dir.path(), Config { queue_entries_max: PUTS as usize, ..config() }).await;
     let key = |number: u64| format!("key/{number:05}");
     let revisions = put_many(&node, key, PUTS).await;
     let mut sorted = revisions.clone();

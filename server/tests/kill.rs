@@ -60,7 +60,9 @@ fn records() -> Vec<(String, String)> {
     if real.len() >= RECORDS / 2 {
         return real;
     }
-    (0..RECORDS).map(|n| (format!("made-up-{n}"), format!("Package: made-up-{n}\n{}", "x".repeat(n * 13 % 2000)))).collect()
+    (0..RECORDS)
+        .map(|n| (format!("made-up-{n}"), format!("Package: made-up-{n}\n{}", "x".repeat(n * 13 % 2000))))
+        .collect()
 }
 
 fn debian_records() -> Option<Vec<(String, String)>> {
@@ -154,7 +156,13 @@ fn applied_index(client: &mut Client) -> i64 {
 }
 
 /// Kills the server when so many records are acknowledged, and starts it again.
-fn torment(dir: &Path, seed: u64, total: usize, acknowledged: &(Mutex<usize>, Condvar), whereabouts: &Whereabouts) -> Server {
+fn torment(
+    dir: &Path,
+    seed: u64,
+    total: usize,
+    acknowledged: &(Mutex<usize>, Condvar),
+    whereabouts: &Whereabouts,
+) -> Server {
     let mut server = start(dir);
     whereabouts.set(Some(server.address));
     let mut applied = 0;
@@ -189,7 +197,8 @@ fn nothing_acknowledged_is_lost_and_nothing_is_done_twice() {
     let mut server = std::thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(|| {
-                let mut client = (SocketAddr::from(([127, 0, 0, 1], 0)), Client::new(SocketAddr::from(([127, 0, 0, 1], 0))));
+                let mut client =
+                    (SocketAddr::from(([127, 0, 0, 1], 0)), Client::new(SocketAddr::from(([127, 0, 0, 1], 0))));
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let Some(record) = records.get(number) else { return };

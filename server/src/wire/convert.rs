@@ -3,18 +3,27 @@
 
 use bytes::Bytes;
 use tally_mvcc::{
-    Compare, CompareResult, CompareTarget, DeleteRequest, KeyRange, Op, PutRequest, RangeOptions, RangeRequest,
-    SortOrder, SortTarget, TxnRequest,
+    Compare, CompareResult, CompareTarget, DeleteRequest, Invalid, KeyRange, Op, PutRequest, RangeOptions,
+    RangeRequest, SortOrder, SortTarget, TxnRequest,
 };
 
 use crate::error::ApiError;
-use crate::wire::overlap;
 use crate::wire::request::{
     CompareMessage, DeleteRangeMessage, Figure, OpMessage, PutMessage, RangeMessage, TxnMessage,
 };
 
 fn key_range(key: Bytes, range_end: Bytes) -> Result<KeyRange, ApiError> {
     KeyRange::new(key, range_end).map_err(|_| ApiError::EmptyKey)
+}
+
+fn refusal(invalid: Invalid) -> ApiError {
+    match invalid {
+        Invalid::EmptyKey => ApiError::EmptyKey,
+        Invalid::ValueProvided => ApiError::ValueProvided,
+        Invalid::LeaseProvided => ApiError::LeaseProvided,
+        Invalid::TooManyOps { .. } | Invalid::TooDeep => ApiError::TooManyOps,
+        Invalid::DuplicateKey => ApiError::DuplicateKey,
+    }
 }
 
 /// A range; `serializable` is not part of it but of how it is read.
@@ -49,17 +58,10 @@ pub(crate) fn range(message: RangeMessage) -> Result<RangeRequest, ApiError> {
 }
 
 pub(crate) fn put(message: PutMessage) -> Result<PutRequest, ApiError> {
-    if message.key.is_empty() {
-        return Err(ApiError::EmptyKey);
-    }
-    if message.ignore_value && !message.value.is_empty() {
-        return Err(ApiError::ValueProvided);
-    }
-    if message.ignore_lease && message.lease != 0 {
-        return Err(ApiError::LeaseProvided);
-    }
     let PutMessage { key, value, lease, prev_kv, ignore_value, ignore_lease } = message;
-    Ok(PutRequest { key, value, lease, prev_kv, ignore_value, ignore_lease })
+    let put = PutRequest { key, value, lease, prev_kv, ignore_value, ignore_lease };
+    put.validate().map_err(refusal)?;
+    Ok(put)
 }
 
 pub(crate) fn delete_range(message: DeleteRangeMessage) -> Result<DeleteRequest, ApiError> {
@@ -69,7 +71,7 @@ pub(crate) fn delete_range(message: DeleteRangeMessage) -> Result<DeleteRequest,
 /// A transaction with at most `ops_max` compares or operations at its outermost level; nested ones share what it leaves.
 pub(crate) fn txn(message: TxnMessage, ops_max: usize) -> Result<TxnRequest, ApiError> {
     let txn = nested_txn(message, ops_max)?;
-    overlap::check(&txn).map_err(|overlap::DuplicateKey| ApiError::DuplicateKey)?;
+    txn.check_overlap().map_err(refusal)?;
     Ok(txn)
 }
 

@@ -160,6 +160,16 @@ fn transactions_that_are_refused() {
             r#"{"success":[{"request_put":{"key":"YQ=="}},{"requestDeleteRange":{"key":"YQ=="}}]}"#,
             "etcdserver: duplicate key given in txn request",
         ),
+        // Nothing that is deleted can be kept. A shape that is wrong is told before keys written twice.
+        (
+            r#"{"success":[{"request_delete_range":{"key":"YQ==","range_end":"AA=="}},
+                {"request_put":{"key":"YQ==","ignore_value":true}}]}"#,
+            "etcdserver: duplicate key given in txn request",
+        ),
+        (
+            r#"{"success":[{"request_put":{"key":"YQ=="}},{"request_put":{"key":"YQ=="}},{"request_txn":{"failure":[{}]}}]}"#,
+            "etcdserver: key not found",
+        ),
         // As in 3.6.
         (
             r#"{"success":[{"request_range":{"key":"YQ=="},"request_put":{"key":"Yg=="}}]}"#,
@@ -173,6 +183,10 @@ fn transactions_that_are_refused() {
     ] {
         assert_eq!(refused(txn_of(body)), words, "{body}");
     }
+    // A put that does not depend on the key is let through beside the same delete, as in etcd.
+    let plain =
+        r#"{"success":[{"request_delete_range":{"key":"YQ==","range_end":"AA=="}},{"request_put":{"key":"YQ=="}}]}"#;
+    assert_eq!(txn_of(plain).unwrap().success.len(), 2);
     let many = |count: usize| json!({ "success": vec![json!({ op: { "key": "eno=" } }); count] }).to_string();
     assert_eq!(txn_of(&many(128)).unwrap().success.len(), 128);
     assert_eq!(refused(txn_of(&many(129))), "etcdserver: too many operations in txn request");

@@ -11,7 +11,6 @@
 
 mod base64;
 mod convert;
-mod overlap;
 mod read;
 mod request;
 pub(crate) mod response;

@@ -55,11 +55,15 @@ fn generations_apart(request: &Request, etcd: &Response, tally: &Response) -> bo
     let enum_names_are_not_checked = etcd.status == 200
         && tally.status == 400
         && [&b"\"UP\""[..], b"\"SIZE\""].iter().any(|name| request.body.windows(name.len()).any(|part| part == *name));
-    let plain_text_for_unknown_routes =
-        matches!((etcd.status, tally.status), (404, 404) | (405, 501)) && media_type(&etcd.content_type) == "text/plain";
+    let plain_text_for_unknown_routes = matches!((etcd.status, tally.status), (404, 404) | (405, 501))
+        && media_type(&etcd.content_type) == "text/plain";
     let null_is_an_empty_message = request.body == b"null" && etcd.status == 400 && tally.status == 400;
     let hash_kept_from_a_compaction = request.path.ends_with("/hashkv") && etcd.status == 200 && tally.status == 400;
-    hash_kept_from_a_compaction || hash_kv_path_is_new || enum_names_are_not_checked || plain_text_for_unknown_routes || null_is_an_empty_message
+    hash_kept_from_a_compaction
+        || hash_kv_path_is_new
+        || enum_names_are_not_checked
+        || plain_text_for_unknown_routes
+        || null_is_an_empty_message
 }
 
 fn media_type(content_type: &str) -> &str {
@@ -78,7 +82,8 @@ fn judge_error(left: &Value, right: &Value) -> Verdict {
     if left["code"] != right["code"] {
         return Verdict::Different("code".to_owned());
     }
-    let (expected, found) = (left["message"].as_str().unwrap_or_default(), right["message"].as_str().unwrap_or_default());
+    let (expected, found) =
+        (left["message"].as_str().unwrap_or_default(), right["message"].as_str().unwrap_or_default());
     if expected == found {
         return match first_difference("", left, right) {
             None => Verdict::Same,
@@ -169,7 +174,11 @@ fn sorted_by(items: &[Value]) -> Option<&'static str> {
             .iter()
             .map(|item| {
                 let text = item[*target].as_str().unwrap_or("");
-                if *target == "value" { (0, text.to_owned()) } else { (text.parse::<i64>().unwrap_or(0), String::new()) }
+                if *target == "value" {
+                    (0, text.to_owned())
+                } else {
+                    (text.parse::<i64>().unwrap_or(0), String::new())
+                }
             })
             .collect();
         let ties = figures.windows(2).any(|pair| pair[0] == pair[1]);

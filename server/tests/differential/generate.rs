@@ -41,8 +41,28 @@ pub(crate) struct Generator {
 }
 
 const KEYS: [&[u8]; 22] = [
-    b"a", b"b", b"c", b"d", b"e", b"aa", b"ab", b"abc", b"k/1", b"k/2", b"k/3", b"k/10", b"k0", b"\x00", b"\x00\x00", b"\xff",
-    b"\xff\xff", b"zz", b"\xfe", b"k", b"k/", b"long-key-long-key-long-key-long-key-long-key-long-key-long-key-long-key",
+    b"a",
+    b"b",
+    b"c",
+    b"d",
+    b"e",
+    b"aa",
+    b"ab",
+    b"abc",
+    b"k/1",
+    b"k/2",
+    b"k/3",
+    b"k/10",
+    b"k0",
+    b"\x00",
+    b"\x00\x00",
+    b"\xff",
+    b"\xff\xff",
+    b"zz",
+    b"\xfe",
+    b"k",
+    b"k/",
+    b"long-key-long-key-long-key-long-key-long-key-long-key-long-key-long-key",
 ];
 
 impl Generator {
@@ -89,8 +109,11 @@ impl Generator {
     }
 
     fn bytes(&mut self, value: &[u8]) -> String {
-        let text =
-            if self.modern && self.rng.chance(5) { URL_SAFE.encode_to_string(value) } else { STANDARD.encode_to_string(value) };
+        let text = if self.modern && self.rng.chance(5) {
+            URL_SAFE.encode_to_string(value)
+        } else {
+            STANDARD.encode_to_string(value)
+        };
         format!("\"{text}\"")
     }
 
@@ -172,7 +195,10 @@ impl Generator {
             fields.push(("limit", self.integer(limit)));
         }
         if self.rng.chance(20) {
-            fields.push(("sort_order", self.rng.pick(&["\"NONE\"", "\"ASCEND\"", "\"DESCEND\"", "0", "1", "2"]).to_string()));
+            fields.push((
+                "sort_order",
+                self.rng.pick(&["\"NONE\"", "\"ASCEND\"", "\"DESCEND\"", "0", "1", "2"]).to_string(),
+            ));
         }
         if self.rng.chance(20) {
             let targets = ["\"KEY\"", "\"VERSION\"", "\"CREATE\"", "\"MOD\"", "\"VALUE\"", "0", "1", "2", "3", "4"];

@@ -24,7 +24,9 @@ const REQUESTS: u64 = 20_000;
 const DIFFERENCES_MAX: usize = 12;
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value}: not a number")))
+    std::env::var(name)
+        .ok()
+        .map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value}: not a number")))
 }
 
 #[test]
@@ -69,7 +71,10 @@ fn tally_answers_as_etcd_does() {
         }
         assert!(began.elapsed() < Duration::from_secs(1200), "gave up after 20 minutes at request {number}");
     }
-    println!("seed {seed}: {same} same, {explained} explained, {refused} of them refused by etcd, {:?}", began.elapsed());
+    println!(
+        "seed {seed}: {same} same, {explained} explained, {refused} of them refused by etcd, {:?}",
+        began.elapsed()
+    );
     assert!(differences.is_empty(), "seed {seed}: {} differences\n{}", differences.len(), differences.join("\n\n"));
     assert!(requests < 1000 || refused > requests / 50, "too few bad requests to mean anything: {refused}");
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::args::Args;
 use crate::error::{Error, Result};
 use crate::node::{Kind, Plan};
-use crate::{cargo, peers, prereq, procfs, run};
+use crate::{cargo, etcd, prereq, procfs, run};
 use closed::Times;
 use report::Results;
 use rows::{LARGE, ROWS, Sample};
@@ -86,7 +86,7 @@ impl Setup {
         let only = args.text("only");
         if only.is_none_or(|only| only == "etcd") {
             let given = args.text("etcd").map(PathBuf::from).or_else(|| run::on_path("etcd"));
-            servers.push((Kind::Etcd, given.map_or_else(peers::etcd, Ok)?));
+            servers.push((Kind::Etcd, given.map_or_else(etcd::measured, Ok)?));
         }
         if only.is_none_or(|only| only == "tally") {
             servers.push((Kind::Tally, tally(args)?));

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::packages::Record;
-use super::writers::{Attempt, header_revision, value};
+use super::packages::Load;
+use super::writers::{Attempt, header_revision};
 use crate::error::{Error, Result};
 use crate::http::Client;
+use crate::rng::hash;
 
 /// Keys per page while listing.
 const PAGE_KEYS: usize = 500;
@@ -26,11 +27,11 @@ pub(crate) struct Found {
     pub(crate) unacknowledged: u64,
 }
 
-/// A key with its value at some revision.
+/// A key with its value at some revision. Of the value only a fingerprint is kept: all of them are in memory at once.
 #[derive(Debug, Clone)]
 struct Stored {
     key: Vec<u8>,
-    value: Vec<u8>,
+    value: u128,
     created: i64,
     modified: i64,
     version: i64,
@@ -45,8 +46,8 @@ struct Tried {
 }
 
 /// Reads the whole store with its history and compares it with the attempts.
-pub(crate) fn run(address: SocketAddr, records: &[Record], attempts: &[Attempt]) -> Result<Found> {
-    let tried = by_key(records, attempts)?;
+pub(crate) fn run(address: SocketAddr, load: &Load, attempts: &[Attempt]) -> Result<Found> {
+    let tried = by_key(load, attempts)?;
     let (revision, latest) = list(address)?;
     let histories = histories(address, &latest)?;
     let mut seen = vec![false; usize::try_from(revision).unwrap_or(0) + 1];
@@ -62,7 +63,7 @@ pub(crate) fn run(address: SocketAddr, records: &[Record], attempts: &[Attempt])
     }
     let mut kept = 0;
     for history in &histories {
-        kept += check_key(records, &tried, history)?;
+        kept += check_key(load, &tried, history)?;
     }
     let acknowledged = attempts.iter().filter(|attempt| attempt.acknowledged.is_some()).count() as u64;
     if kept != acknowledged {
@@ -77,11 +78,11 @@ pub(crate) fn run(address: SocketAddr, records: &[Record], attempts: &[Attempt])
     Ok(Found { keys, revision, unacknowledged: effective - acknowledged })
 }
 
-fn by_key<'run>(records: &'run [Record], attempts: &[Attempt]) -> Result<HashMap<&'run [u8], Tried>> {
+fn by_key<'run>(load: &'run Load, attempts: &[Attempt]) -> Result<HashMap<&'run [u8], Tried>> {
     let mut tried: HashMap<&[u8], Tried> = HashMap::new();
     for attempt in attempts {
-        let record = &records[(attempt.item % records.len() as u64) as usize];
-        let entry = tried.entry(record.key.as_bytes()).or_default();
+        let key = load.key(attempt.item);
+        let entry = tried.entry(key.as_bytes()).or_default();
         entry.attempts += 1;
         if !entry.items.contains(&attempt.item) {
             entry.items.push(attempt.item);
@@ -89,14 +90,14 @@ fn by_key<'run>(records: &'run [Record], attempts: &[Attempt]) -> Result<HashMap
         if let Some(revision) = attempt.acknowledged
             && entry.acknowledged.insert(revision, attempt.item).is_some()
         {
-            return Err(Error::Check(format!("revision {revision} was acknowledged twice for {}", record.key)));
+            return Err(Error::Check(format!("revision {revision} was acknowledged twice for {key}")));
         }
     }
     Ok(tried)
 }
 
 /// Checks one key's history, newest first; gives how many of its acknowledged puts are in it.
-fn check_key(records: &[Record], tried: &HashMap<&[u8], Tried>, history: &[Stored]) -> Result<u64> {
+fn check_key(load: &Load, tried: &HashMap<&[u8], Tried>, history: &[Stored]) -> Result<u64> {
     let Some(newest) = history.first() else { return Ok(0) };
     let Some(tried) = tried.get(newest.key.as_slice()) else { return wrong(newest, "nobody put this key") };
     if newest.version > tried.attempts {
@@ -109,8 +110,8 @@ fn check_key(records: &[Record], tried: &HashMap<&[u8], Tried>, history: &[Store
         let candidates = acknowledged.map_or(&tried.items[..], std::slice::from_ref);
         let given = candidates.iter().any(|item| {
             wanted.clear();
-            value(records, *item, &mut wanted);
-            wanted == stored.value
+            load.value(*item, &mut wanted);
+            hash(&[&wanted]) == stored.value
         });
         if !given {
             return wrong(stored, "its value is not the one that was put");
@@ -226,7 +227,7 @@ fn stored(kv: &Value) -> Option<Stored> {
     let number = |field: &str| kv[field].as_str()?.parse().ok();
     Some(Stored {
         key: bytes("key")?,
-        value: bytes("value")?,
+        value: hash(&[&bytes("value")?]),
         created: number("create_revision")?,
         modified: number("mod_revision")?,
         version: number("version")?,
@@ -237,41 +238,42 @@ fn stored(kv: &Value) -> Option<Stored> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::{Attempt, Record, Stored, by_key, check_key};
+    use super::{Attempt, Load, Stored, by_key, check_key, hash};
+    use crate::torture::packages::Record;
 
-    fn records() -> Vec<Record> {
-        vec![Record { key: "pkg/a".to_owned(), paragraph: "one".to_owned() }]
+    fn load() -> Load {
+        Load::new(vec![Record { key: "pkg/a".to_owned(), paragraph: "one".to_owned() }], 0)
     }
 
     fn stored(value: &str, modified: i64, version: i64) -> Stored {
-        Stored { key: b"pkg/a".to_vec(), value: value.into(), created: 2, modified, version }
+        Stored { key: b"pkg/a".to_vec(), value: hash(&[value.as_bytes()]), created: 2, modified, version }
     }
 
     #[test]
     fn a_retry_may_have_taken_effect_twice() {
         let attempts = [Attempt { item: 0, acknowledged: None }, Attempt { item: 0, acknowledged: Some(5) }];
-        let records = records();
-        let tried = by_key(&records, &attempts).unwrap();
-        assert_eq!(check_key(&records, &tried, &[stored("one", 5, 2), stored("one", 2, 1)]).unwrap(), 1);
-        assert_eq!(check_key(&records, &tried, &[stored("one", 5, 1)]).unwrap(), 1);
-        assert_eq!(check_key(&records, &tried, &[stored("one", 4, 1)]).unwrap(), 0, "the acknowledged one is gone");
+        let load = load();
+        let tried = by_key(&load, &attempts).unwrap();
+        assert_eq!(check_key(&load, &tried, &[stored("one", 5, 2), stored("one", 2, 1)]).unwrap(), 1);
+        assert_eq!(check_key(&load, &tried, &[stored("one", 5, 1)]).unwrap(), 1);
+        assert_eq!(check_key(&load, &tried, &[stored("one", 4, 1)]).unwrap(), 0, "the acknowledged one is gone");
     }
 
     #[test]
     fn strange_versions_values_and_keys_are_found() {
         let attempts = [Attempt { item: 0, acknowledged: Some(2) }];
-        let records = records();
-        let tried = by_key(&records, &attempts).unwrap();
-        assert!(check_key(&records, &tried, &[stored("two", 2, 1)]).is_err());
-        assert!(check_key(&records, &tried, &[stored("one", 3, 2), stored("one", 2, 1)]).is_err());
+        let load = load();
+        let tried = by_key(&load, &attempts).unwrap();
+        assert!(check_key(&load, &tried, &[stored("two", 2, 1)]).is_err());
+        assert!(check_key(&load, &tried, &[stored("one", 3, 2), stored("one", 2, 1)]).is_err());
         let mut strange = stored("one", 2, 1);
         strange.key = b"pkg/b".to_vec();
-        assert!(check_key(&records, &tried, &[strange]).is_err());
+        assert!(check_key(&load, &tried, &[strange]).is_err());
     }
 
     #[test]
     fn one_revision_for_two_puts_is_found() {
         let attempts = [Attempt { item: 0, acknowledged: Some(2) }, Attempt { item: 1, acknowledged: Some(2) }];
-        assert!(by_key(&records(), &attempts).is_err());
+        assert!(by_key(&load(), &attempts).is_err());
     }
 }

@@ -14,6 +14,10 @@ use crate::rng::Rng;
 
 /// How long no put may be acknowledged while the server runs.
 const STALL: Duration = Duration::from_secs(60);
+/// How long the log may stay whole while puts go on and it is to be cut; twice the server's longest interval.
+const UNCUT: Duration = Duration::from_secs(60);
+/// How often the log's beginning is looked at.
+const CUT_SAMPLE: Duration = Duration::from_millis(20);
 
 /// How often and how long.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +26,16 @@ pub(crate) struct Schedule {
     pub(crate) least: Duration,
     /// Acknowledged puts between two kills, on average.
     pub(crate) gap: u64,
+    /// Whether the log is cut on the way: then half of the kills wait for a cut.
+    pub(crate) cuts: bool,
+}
+
+/// What a kill waits for.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    acknowledged: u64,
+    /// That the log has been cut since the server was started.
+    cut: bool,
 }
 
 /// What happened.
@@ -33,6 +47,9 @@ pub(crate) struct Toll {
     /// Applied indexes looked at.
     pub(crate) samples: u64,
     pub(crate) applied_max: u64,
+    /// Cuts of the log that were seen, and how far it was cut.
+    pub(crate) cuts: u64,
+    pub(crate) purged_max: u64,
     pub(crate) restart_max: Duration,
     pub(crate) restart_sum: Duration,
 }
@@ -44,8 +61,9 @@ pub(crate) fn run(plan: &Plan, shared: &Shared<'_>, schedule: Schedule, rng: &mu
     let mut node = plan.start()?;
     node.wait_ready()?;
     loop {
-        let target = shared.acknowledged.load(Ordering::Relaxed) + schedule.gap / 2 + rng.below(schedule.gap);
-        let alive = wait(plan, shared, target, &mut toll)?;
+        let acknowledged = shared.acknowledged.load(Ordering::Relaxed) + schedule.gap / 2 + rng.below(schedule.gap);
+        let moment = Moment { acknowledged, cut: schedule.cuts && rng.below(2) == 0 };
+        let alive = wait(plan, shared, schedule, moment, &mut toll)?;
         if !alive {
             return Ok((node, toll));
         }
@@ -74,15 +92,17 @@ fn kill(node: &mut Node, toll: &mut Toll) -> Result<()> {
     node.kill()
 }
 
-/// Waits until so many puts are acknowledged, looking at the applied index meanwhile. False once all is put.
-fn wait(plan: &Plan, shared: &Shared<'_>, target: u64, toll: &mut Toll) -> Result<bool> {
-    let mut last = (0, Instant::now());
+/// Waits for a moment, looking at the applied index and the log's beginning meanwhile. False once all is put.
+fn wait(plan: &Plan, shared: &Shared<'_>, schedule: Schedule, moment: Moment, toll: &mut Toll) -> Result<bool> {
+    let cuts_before = toll.cuts;
+    let (mut last, mut looked, begun) = ((0, Instant::now()), Instant::now(), Instant::now());
     loop {
         let acknowledged = shared.acknowledged.load(Ordering::Relaxed);
         if shared.finished() || shared.failed.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        if acknowledged >= target {
+        let cut = !moment.cut || toll.cuts > cuts_before;
+        if acknowledged >= moment.acknowledged && cut {
             return Ok(true);
         }
         if acknowledged != last.0 {
@@ -90,9 +110,36 @@ fn wait(plan: &Plan, shared: &Shared<'_>, target: u64, toll: &mut Toll) -> Resul
         } else if last.1.elapsed() > STALL {
             return Err(Error::Check(format!("no put was acknowledged for {STALL:?} while the server runs")));
         }
+        if !cut && begun.elapsed() > UNCUT {
+            return Err(Error::Check(format!("the log was not cut in {UNCUT:?} of puts; look at the snapshot flags")));
+        }
         sample(plan, toll)?;
+        if schedule.cuts && looked.elapsed() >= CUT_SAMPLE {
+            looked = Instant::now();
+            sample_log(plan, toll)?;
+        }
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Looks at where the log begins. It may go back over a kill, because a cut need not be durable before the next one.
+fn sample_log(plan: &Plan, toll: &mut Toll) -> Result<()> {
+    let purged = metric(plan, "tally_log_purged_index")?;
+    if purged > toll.purged_max {
+        toll.purged_max = purged;
+        toll.cuts += 1;
+    }
+    Ok(())
+}
+
+/// A whole number of the server's metrics.
+fn metric(plan: &Plan, name: &str) -> Result<u64> {
+    let mut client = Client::new(plan.client, Duration::from_secs(10));
+    let (code, page) = client.get("/metrics").map_err(Error::network("read the metrics"))?;
+    let page = String::from_utf8_lossy(page);
+    let sample = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let number = sample.and_then(|text| text.trim().parse::<u64>().ok());
+    number.ok_or_else(|| Error::Answer(format!("/metrics was answered with {code} and has no whole {name}")))
 }
 
 /// Looks at the applied index of a server that answers reads: it must never be below one that was seen before.

@@ -1,4 +1,4 @@
-//! Debian's package indexes as records: a package's name and its control paragraph.
+//! Debian's package indexes as records: a package's name and its control paragraph. They are put pass after pass.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,6 +17,55 @@ pub(crate) struct Record {
     /// `pkg/<name>`
     pub(crate) key: String,
     pub(crate) paragraph: String,
+}
+
+/// What is put: item by item through all records, pass after pass, and every item has a value of its own.
+#[derive(Debug)]
+pub(crate) struct Load {
+    records: Vec<Record>,
+    value_bytes_min: usize,
+}
+
+impl Load {
+    /// The records with their values padded to at least so many bytes.
+    pub(crate) fn new(records: Vec<Record>, value_bytes_min: usize) -> Load {
+        Load { records, value_bytes_min }
+    }
+
+    /// Items per pass.
+    pub(crate) fn pass(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    /// The key of an item.
+    pub(crate) fn key(&self, item: u64) -> &str {
+        &self.record(item).key
+    }
+
+    /// Appends the value of an item: the paragraph, from the second pass on the pass, and padding.
+    pub(crate) fn value(&self, item: u64, out: &mut Vec<u8>) {
+        let (pass, paragraph) = (item / self.pass(), self.record(item).paragraph.as_bytes());
+        let begun = out.len();
+        out.extend_from_slice(paragraph);
+        if pass > 0 {
+            out.extend_from_slice(format!("\nX-Tally-Pass: {pass}").as_bytes());
+        }
+        while out.len() - begun < self.value_bytes_min {
+            let missing = self.value_bytes_min - (out.len() - begun);
+            out.push(b'\n');
+            out.extend_from_slice(&paragraph[..paragraph.len().min(missing - 1)]);
+        }
+    }
+
+    /// The bytes of a value, on average.
+    pub(crate) fn value_bytes_mean(&self) -> u64 {
+        let bytes = |record: &Record| record.paragraph.len().max(self.value_bytes_min) as u64;
+        self.records.iter().map(bytes).sum::<u64>() / self.pass().max(1)
+    }
+
+    fn record(&self, item: u64) -> &Record {
+        &self.records[(item % self.pass()) as usize]
+    }
 }
 
 /// The records of one index, or of all that apt keeps here.
@@ -88,7 +137,7 @@ fn parse(text: &str, records: &mut Vec<Record>) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Record, parse};
+    use super::{Load, Record, parse};
 
     #[test]
     fn paragraphs_become_records() {
@@ -97,5 +146,25 @@ mod tests {
         let record = |key: &str, paragraph: &str| Record { key: key.to_owned(), paragraph: paragraph.to_owned() };
         let wanted = [record("pkg/a", "Package: a\nVersion: 1"), record("pkg/b", "Package: b\nDescription: x\n more")];
         assert_eq!(records, wanted);
+    }
+    fn records() -> Vec<Record> {
+        ["a", "b"].map(|name| Record { key: format!("pkg/{name}"), paragraph: name.to_owned() }).into()
+    }
+
+    #[test]
+    fn values_tell_their_pass() {
+        let mut out = Vec::new();
+        Load::new(records(), 0).value(3, &mut out);
+        assert_eq!(out, b"b\nX-Tally-Pass: 1");
+    }
+
+    #[test]
+    fn values_are_padded_to_the_byte() {
+        for (size, padded) in [(0, "a"), (1, "a"), (2, "a\n"), (3, "a\na"), (6, "a\na\na\n")] {
+            let (load, mut out) = (Load::new(records(), size), Vec::new());
+            load.value(0, &mut out);
+            assert_eq!(out, padded.as_bytes(), "{size}");
+            assert_eq!(load.value_bytes_mean(), size.max(1) as u64);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::packages::Record;
+use super::packages::Load;
 use crate::error::{Error, Result};
 use crate::http::Client;
 
@@ -27,7 +27,7 @@ pub(crate) struct Attempt {
 #[derive(Debug)]
 pub(crate) struct Shared<'run> {
     pub(crate) address: SocketAddr,
-    pub(crate) records: &'run [Record],
+    pub(crate) load: &'run Load,
     /// The next item to put.
     pub(crate) next: AtomicU64,
     /// Acknowledged puts so far.
@@ -44,27 +44,18 @@ impl Shared<'_> {
         let acknowledged = self.acknowledged.load(Ordering::Relaxed);
         self.enough.load(Ordering::Relaxed)
             && acknowledged > 0
-            && acknowledged.is_multiple_of(self.records.len() as u64)
+            && acknowledged.is_multiple_of(self.load.pass())
             && acknowledged == self.next.load(Ordering::Relaxed)
     }
 
     /// The next item, unless the last pass is complete.
     fn take(&self) -> Option<u64> {
-        let size = self.records.len() as u64;
+        let size = self.load.pass();
         let taken = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
             let ends = next > 0 && next.is_multiple_of(size) && self.enough.load(Ordering::Relaxed);
             (!ends).then_some(next + 1)
         });
         taken.ok()
-    }
-}
-
-/// Appends the value of an item: the paragraph, and from the second pass on the pass.
-pub(crate) fn value(records: &[Record], item: u64, out: &mut Vec<u8>) {
-    let (pass, record) = (item / records.len() as u64, item % records.len() as u64);
-    out.extend_from_slice(records[record as usize].paragraph.as_bytes());
-    if pass > 0 {
-        out.extend_from_slice(format!("\nX-Tally-Pass: {pass}").as_bytes());
     }
 }
 
@@ -99,11 +90,10 @@ pub(crate) fn write(shared: &Shared<'_>) -> Result<Vec<Attempt>> {
 /// Puts one item until it is acknowledged; gives the revision and how many attempts had no answer. Nothing if others
 /// have failed meanwhile.
 fn put(shared: &Shared<'_>, client: &mut Client, item: u64) -> Result<Option<(i64, u64)>> {
-    let record = &shared.records[(item % shared.records.len() as u64) as usize];
-    let mut raw = Vec::new();
-    value(shared.records, item, &mut raw);
+    let (key, mut raw) = (shared.load.key(item), Vec::new());
+    shared.load.value(item, &mut raw);
     let mut body = br#"{"key":""#.to_vec();
-    base64_simd::STANDARD.encode_append(record.key.as_bytes(), &mut body);
+    base64_simd::STANDARD.encode_append(key.as_bytes(), &mut body);
     body.extend_from_slice(br#"","value":""#);
     base64_simd::STANDARD.encode_append(&raw, &mut body);
     body.extend_from_slice(br#""}"#);
@@ -125,13 +115,13 @@ fn put(shared: &Shared<'_>, client: &mut Client, item: u64) -> Result<Option<(i6
             Ok((status @ (408 | 429 | 500..=599), answer)) => format!("{status}: {}", String::from_utf8_lossy(answer)),
             Ok((status, answer)) => {
                 let shown = String::from_utf8_lossy(answer).into_owned();
-                return Err(Error::Answer(format!("put {} was answered with {status}: {shown}", record.key)));
+                return Err(Error::Answer(format!("put {key} was answered with {status}: {shown}")));
             }
             Err(error) => error.to_string(),
         };
         failures += 1;
         if begun.elapsed() > PATIENCE {
-            return Err(Error::Check(format!("put {} has failed for {PATIENCE:?}; last: {why}", record.key)));
+            return Err(Error::Check(format!("put {key} has failed for {PATIENCE:?}; last: {why}")));
         }
         thread::sleep(Duration::from_millis(2));
     }
@@ -149,18 +139,20 @@ pub(crate) fn header_revision(body: &[u8]) -> Option<i64> {
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-    use super::{Record, Shared, header_revision, value};
+    use super::{Load, Shared, header_revision};
+    use crate::torture::packages::Record;
 
-    fn records() -> Vec<Record> {
-        ["a", "b"].map(|name| Record { key: format!("pkg/{name}"), paragraph: name.to_owned() }).into()
+    fn load() -> Load {
+        let record = |name: &str| Record { key: format!("pkg/{name}"), paragraph: name.to_owned() };
+        Load::new(["a", "b"].map(record).into(), 0)
     }
 
     #[test]
     fn passes_end_whole() {
-        let records = records();
+        let load = load();
         let shared = Shared {
             address: ([127, 0, 0, 1], 1).into(),
-            records: &records,
+            load: &load,
             next: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
             enough: AtomicBool::new(false),
@@ -172,13 +164,6 @@ mod tests {
         assert!(!shared.finished());
         shared.acknowledged.store(4, Ordering::Relaxed);
         assert!(shared.finished());
-    }
-
-    #[test]
-    fn values_tell_their_pass() {
-        let mut out = Vec::new();
-        value(&records(), 3, &mut out);
-        assert_eq!(out, b"b\nX-Tally-Pass: 1");
     }
 
     #[test]

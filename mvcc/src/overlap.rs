@@ -16,17 +16,45 @@ impl TxnRequest {
     /// - Of a nested transaction only one branch runs, so both may write the same key.
     /// - Nested transactions of one level are judged in order: put, then deleted by a later one is allowed, the reverse
     ///   is not. Beside an operation of the level itself the order does not count.
-    /// - A delete "from here on" (`range_end` is `"\0"`) beside a put is allowed, and done in order. Not so if the put
-    ///   keeps the value or lease that the delete takes away: then it is refused, where etcd crashes.
+    /// - A delete "from here on" (`range_end` is `"\0"`) beside a put is allowed, and done in order. Only a put that is to
+    ///   keep the value or lease which such a delete *before* it takes away is refused: on that, etcd crashes.
     ///
     /// Part of [`validate`](TxnRequest::validate), which also bounds the depth that this recurses to; a caller that has
     /// checked the shape by other means calls this alone.
     pub fn check_overlap(&self) -> Result<(), Invalid> {
-        match (Footprint::of(&self.success), Footprint::of(&self.failure)) {
-            (Ok(_), Ok(_)) => Ok(()),
-            (Err(Overlap), _) | (_, Err(Overlap)) => Err(Invalid::DuplicateKey),
+        self.overlaps().map_err(|Overlap| Invalid::DuplicateKey)
+    }
+
+    fn overlaps(&self) -> Result<(), Overlap> {
+        for branch in [&self.success, &self.failure] {
+            Footprint::of(branch)?;
+            keeps_what_is_there(branch, None)?;
+        }
+        Ok(())
+    }
+}
+
+/// Walks the operations in the order in which they are done. `deleted_from` is the least key from which everything has been
+/// deleted so far; returns the same for what comes after, whichever branches were taken.
+fn keeps_what_is_there<'a>(ops: &'a [Op], mut deleted_from: Option<&'a [u8]>) -> Result<Option<&'a [u8]>, Overlap> {
+    for op in ops {
+        match op {
+            Op::Delete(delete) if delete.range.end() == RangeEnd::Unbounded => {
+                deleted_from = least(deleted_from, Some(delete.range.start()));
+            }
+            Op::Put(put) if put.ignore_value || put.ignore_lease => {
+                if deleted_from.is_some_and(|start| *start <= *put.key) {
+                    return Err(Overlap);
+                }
+            }
+            Op::Txn(txn) => {
+                let after_success = keeps_what_is_there(&txn.success, deleted_from)?;
+                deleted_from = least(after_success, keeps_what_is_there(&txn.failure, deleted_from)?);
+            }
+            Op::Range(_) | Op::Put(_) | Op::Delete(_) => {}
         }
     }
+    Ok(deleted_from)
 }
 
 /// One key is put twice, or put and deleted.
@@ -37,11 +65,7 @@ struct Overlap;
 #[derive(Default)]
 struct Footprint<'a> {
     puts: BTreeSet<&'a [u8]>,
-    /// The greatest key whose put keeps the value or lease that is there: if any such key is past a point, this one is.
-    last_kept: Option<&'a [u8]>,
     deletes: Deleted<'a>,
-    /// The least key from which everything is deleted.
-    deleted_from: Option<&'a [u8]>,
 }
 
 impl<'a> Footprint<'a> {
@@ -74,19 +98,14 @@ impl<'a> Footprint<'a> {
             RangeEnd::Single => self.deletes.insert(start, Cow::Owned([start, &[0]].concat())),
             RangeEnd::Before(end) if start < end => self.deletes.insert(start, Cow::Borrowed(end)),
             RangeEnd::Before(_) => {}
-            // etcd takes "\0" for an ordinary end here, one before every start. So plain puts do not meet this delete.
-            RangeEnd::Unbounded => self.deleted_from = least(self.deleted_from, Some(start)),
+            // etcd takes "\0" for an ordinary end here, one before every start: puts do not meet this delete.
+            RangeEnd::Unbounded => {}
         }
     }
 
     fn add_put(&mut self, put: &'a PutRequest) -> Result<(), Overlap> {
         let key: &[u8] = &put.key;
-        let kept = (put.ignore_value || put.ignore_lease).then_some(key);
-        if self.deletes.contains(key) || self.takes_away(kept) || !self.puts.insert(key) {
-            return Err(Overlap);
-        }
-        self.last_kept = self.last_kept.max(kept);
-        Ok(())
+        if self.deletes.contains(key) || !self.puts.insert(key) { Err(Overlap) } else { Ok(()) }
     }
 
     /// Takes in the branches of a nested transaction. Each is judged against what was here before, not against the other.
@@ -94,7 +113,7 @@ impl<'a> Footprint<'a> {
     fn join(&mut self, success: Self, failure: Self) -> Result<(), Overlap> {
         for branch in [&success, &failure] {
             let twice = !self.puts.is_disjoint(&branch.puts);
-            if twice || self.deletes.meets(&branch.puts) || self.takes_away(branch.last_kept) {
+            if twice || self.deletes.meets(&branch.puts) {
                 return Err(Overlap);
             }
         }
@@ -109,14 +128,7 @@ impl<'a> Footprint<'a> {
             std::mem::swap(&mut self.puts, &mut other.puts);
         }
         self.puts.extend(other.puts);
-        self.last_kept = self.last_kept.max(other.last_kept);
         self.deletes.merge(other.deletes);
-        self.deleted_from = least(self.deleted_from, other.deleted_from);
-    }
-
-    /// True if a delete without end takes what the put of a key, or of a smaller one, is to keep.
-    fn takes_away(&self, last_kept: Option<&[u8]>) -> bool {
-        self.deleted_from.zip(last_kept).is_some_and(|(start, key)| start <= key)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::wire::read::{Cursor, DecodeError, FieldNames};
 use crate::wire::syntax;
 
 /// How deep transactions may be nested in a request, the outermost one included.
-pub(crate) const TXN_DEPTH_MAX: usize = 128;
+pub(crate) const TXN_DEPTH_MAX: usize = tally_mvcc::MAX_TXN_DEPTH;
 
 /// A message that can be read from JSON.
 pub(crate) trait Message: Default {

@@ -182,7 +182,7 @@ fn sorted_by(items: &[Value]) -> Option<&'static str> {
             })
             .collect();
         let ties = figures.windows(2).any(|pair| pair[0] == pair[1]);
-        *target == "value" && ties || ties && (figures.is_sorted() || figures.iter().rev().is_sorted())
+        ties && (*target == "value" || figures.is_sorted() || figures.iter().rev().is_sorted())
     })
 }
 

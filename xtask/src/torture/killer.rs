@@ -122,9 +122,13 @@ fn wait(plan: &Plan, shared: &Shared<'_>, schedule: Schedule, moment: Moment, to
     }
 }
 
-/// Looks at where the log begins. It may go back over a kill, because a cut need not be durable before the next one.
+/// Looks at where the log begins: never after what is durable in the database, or a kill would lose what is between.
 fn sample_log(plan: &Plan, toll: &mut Toll) -> Result<()> {
     let purged = metric(plan, "tally_log_purged_index")?;
+    let durable = metric(plan, "tally_durable_index")?;
+    if purged > durable {
+        return Err(Error::Check(format!("the log was cut up to {purged}, but only {durable} entries are durable")));
+    }
     if purged > toll.purged_max {
         toll.purged_max = purged;
         toll.cuts += 1;

@@ -22,13 +22,30 @@ use crate::node::{Kind, Node, Plan};
 use crate::rng::Rng;
 use crate::{cargo, run};
 use killer::{Schedule, Toll};
-use packages::Record;
+use packages::Load;
 use writers::{Attempt, Shared};
 
 /// The options of this command.
-pub(crate) const OPTIONS: &[&str] = &["kills", "seconds", "clients", "seed", "tally", "index", "limit", "data"];
+pub(crate) const OPTIONS: &[&str] = &["kills", "seconds", "clients", "seed", "tally", "index", "limit", "data", "pad"];
 /// The switches of this command.
-pub(crate) const SWITCHES: &[&str] = &["keep"];
+pub(crate) const SWITCHES: &[&str] = &["keep", "snapshots"];
+
+/// Bytes put between two kills, on average, when the log is to be cut: half as much again as the server waits for.
+const CUT_GAP_BYTES: u64 = 48 << 20;
+/// What values are padded to then, in bytes, so that so much is put in seconds.
+const CUT_PAD_BYTES: usize = 8192;
+
+/// What to do.
+#[derive(Debug)]
+struct Setup {
+    plan: Plan,
+    load: Load,
+    clients: usize,
+    schedule: Schedule,
+    seed: u64,
+    /// Whether the log is never cut.
+    whole_log: bool,
+}
 
 /// Loads, kills, checks, and prints what was found.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -36,20 +53,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let seed = args.number("seed", clock)?;
     let clients = args.number("clients", 64_usize)?.clamp(1, 4096);
     let records = packages::load(args.text("index").map(Path::new), args.number("limit", usize::MAX)?)?;
+    let snapshots = args.switch("snapshots");
+    let load = Load::new(records, args.number("pad", if snapshots { CUT_PAD_BYTES } else { 0 })?);
     let kills = args.number("kills", 20_u64)?;
-    let schedule = Schedule {
-        kills,
-        least: Duration::from_secs_f64(args.number("seconds", 0.0_f64)?.clamp(0.0, 86_400.0)),
-        gap: (records.len() as u64 / (kills + 1)).max(1),
-    };
+    let gap = if snapshots { CUT_GAP_BYTES / load.value_bytes_mean().max(1) } else { load.pass() / (kills + 1) };
+    let least = Duration::from_secs_f64(args.number("seconds", 0.0_f64)?.clamp(0.0, 86_400.0));
+    let schedule = Schedule { kills, least, gap: gap.max(1), cuts: snapshots };
     let binary = tally(args)?;
-    println!("torture: seed {seed}; {} records, {clients} clients, at least {kills} kills", records.len());
+    let (pass, bytes) = (load.pass(), load.value_bytes_mean());
+    println!("torture: seed {seed}; {pass} records of {bytes} bytes, {clients} clients, at least {kills} kills");
     let parent = args.text("data").map_or_else(|| cargo::target_dir().join("torture"), PathBuf::from);
     let dir = parent.join(std::process::id().to_string());
-    let plan = Plan::new(Kind::Tally, binary, dir.clone(), flags(args.rest()))?;
-    let whole_log = !given(args.rest(), "snapshot-count");
+    let plan = Plan::new(Kind::Tally, binary, dir.clone(), flags(args.rest(), snapshots))?;
+    let whole_log = !snapshots && !given(args.rest(), "snapshot-count");
     let begun = Instant::now();
-    match torture(&plan, &records, clients, schedule, seed, whole_log) {
+    match torture(&Setup { plan, load, clients, schedule, seed, whole_log }) {
         Ok(()) => {
             if args.switch("keep") {
                 println!("torture: data kept in {}", dir.display());
@@ -66,10 +84,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The developer's flags, with room for everything that is written. Unless they choose how often the log is cut, it is
-/// kept whole, so that a fresh store can be built from it.
-fn flags(rest: &[String]) -> Vec<String> {
-    let defaults = [("snapshot-count", "1000000000"), ("quota-backend-bytes", "17179869184")];
+/// The developer's flags, with room for everything that is written. Unless they choose how often the log is cut, that is
+/// as often as the server does it at all, or never, so that a fresh store can be built from the log.
+fn flags(rest: &[String], snapshots: bool) -> Vec<String> {
+    let mut defaults = vec![("quota-backend-bytes", "17179869184")];
+    if snapshots {
+        defaults.extend([("snapshot-count", "500"), ("snapshot-catchup-entries", "100")]);
+    } else {
+        defaults.push(("snapshot-count", "1000000000"));
+    }
     let missing = defaults.iter().filter(|(name, _)| !given(rest, name));
     missing.map(|(name, value)| format!("--{name}={value}")).chain(rest.iter().cloned()).collect()
 }
@@ -78,50 +101,40 @@ fn given(flags: &[String], name: &str) -> bool {
     flags.iter().filter_map(|flag| flag.strip_prefix("--")).any(|flag| flag.split('=').next() == Some(name))
 }
 
-fn torture(
-    plan: &Plan,
-    records: &[Record],
-    clients: usize,
-    schedule: Schedule,
-    seed: u64,
-    whole_log: bool,
-) -> Result<()> {
+fn torture(setup: &Setup) -> Result<()> {
+    let plan = &setup.plan;
     let begun = Instant::now();
-    let (mut node, toll, attempts) = load(plan, records, clients, schedule, seed)?;
-    let loading = begun.elapsed();
-    report_load(&toll, &attempts, loading);
+    let (mut node, toll, attempts) = load(setup)?;
+    report_load(&toll, &attempts, begun.elapsed());
+    if setup.schedule.cuts {
+        report_cuts(&toll)?;
+    }
     // Whatever the last moments left in memory must survive as well.
     node.kill()?;
     let mut node = plan.start()?;
     node.wait_ready()?;
-    let found = check::run(plan.client, records, &attempts)?;
+    let found = check::run(plan.client, &setup.load, &attempts)?;
     println!("  every acknowledged put is there, with its revision and value");
     let extra = found.unacknowledged;
     println!("  {extra} puts took effect without an acknowledgement; no key has more versions than it was given");
     println!("  {} keys; revisions 2 to {} dense, one put each", found.keys, found.revision);
     node.stop()?;
-    check_files(plan, &toll, whole_log)
+    check_files(setup, &toll)
 }
 
 /// Runs the clients and the killer side by side.
-fn load(
-    plan: &Plan,
-    records: &[Record],
-    clients: usize,
-    schedule: Schedule,
-    seed: u64,
-) -> Result<(Node, Toll, Vec<Attempt>)> {
+fn load(setup: &Setup) -> Result<(Node, Toll, Vec<Attempt>)> {
     let shared = Shared {
-        address: plan.client,
-        records,
+        address: setup.plan.client,
+        load: &setup.load,
         next: AtomicU64::new(0),
         acknowledged: AtomicU64::new(0),
         enough: AtomicBool::new(false),
         failed: AtomicBool::new(false),
     };
     thread::scope(|scope| {
-        let writers: Vec<_> = (0..clients).map(|_| scope.spawn(|| writers::write(&shared))).collect();
-        let killed = killer::run(plan, &shared, schedule, &mut Rng::new(seed));
+        let writers: Vec<_> = (0..setup.clients).map(|_| scope.spawn(|| writers::write(&shared))).collect();
+        let killed = killer::run(&setup.plan, &shared, setup.schedule, &mut Rng::new(setup.seed));
         if killed.is_err() {
             shared.failed.store(true, Ordering::Relaxed);
         }
@@ -148,8 +161,19 @@ fn report_load(toll: &Toll, attempts: &[Attempt], loading: Duration) {
     println!("  applied index looked at {samples} times, up to {applied_max}; it never went back");
 }
 
-/// Checks the stopped server's files: the log's chain, and the state against a fresh one built from that log.
-fn check_files(plan: &Plan, toll: &Toll, whole_log: bool) -> Result<()> {
+/// A run that was to cut the log and did not has shown nothing.
+fn report_cuts(toll: &Toll) -> Result<()> {
+    if toll.cuts == 0 {
+        return Err(Error::Check("the log was never cut while it was written".to_owned()));
+    }
+    println!("  the log was cut {} times meanwhile, up to index {}", toll.cuts, toll.purged_max);
+    Ok(())
+}
+
+/// Checks the stopped server's files: the log's chain, and the state against its own root (which opening it does) and
+/// against a fresh one built from that log.
+fn check_files(setup: &Setup, toll: &Toll) -> Result<()> {
+    let plan = &setup.plan;
     let wal = wal_dir(&plan.data_dir())
         .ok_or_else(|| Error::Missing(format!("no *.wal file under {}", plan.data_dir().display())))?;
     let verified = run::captured(Command::new(&plan.binary).args(["wal", "verify"]).arg(&wal))?;
@@ -162,15 +186,21 @@ fn check_files(plan: &Plan, toll: &Toll, whole_log: bool) -> Result<()> {
         return Err(odd(&format!("the applied index is below {}, which was seen", toll.applied_max)));
     }
     let root = answer["root"].as_str().filter(|root| !root.is_empty()).ok_or_else(|| odd("no root"))?;
+    let purged = answer["wal"]["purged"]["index"].as_u64().unwrap_or(0);
+    if setup.schedule.cuts && purged == 0 {
+        return Err(odd("the log on disk is whole, though it was cut"));
+    }
     match answer["replayed_root"].as_str() {
         Some(replayed) if replayed == root => {
             println!("  state root {root} equals that of a fresh store built from the same log");
             Ok(())
         }
         Some(_) => Err(odd("the root differs from that of a fresh store built from the same log")),
-        None if whole_log => Err(odd("the log is whole, but no root was computed from it")),
+        None if setup.whole_log => Err(odd("the log is whole, but no root was computed from it")),
         None => {
-            println!("  state root {root}; the log was cut by snapshots, so no fresh store can be built from it");
+            println!(
+                "  state root {root} is that of the contents; the log is cut up to {purged}, so none can be built from it"
+            );
             Ok(())
         }
     }
@@ -199,7 +229,9 @@ mod tests {
     #[test]
     fn flags_are_completed_not_doubled() {
         let own = ["--snapshot-count=100".to_owned()];
-        assert_eq!(flags(&own), ["--quota-backend-bytes=17179869184", "--snapshot-count=100"]);
-        assert_eq!(flags(&[]).len(), 2);
+        assert_eq!(flags(&own, false), ["--quota-backend-bytes=17179869184", "--snapshot-count=100"]);
+        assert_eq!(flags(&[], false).len(), 2);
+        let cut = ["--quota-backend-bytes=17179869184", "--snapshot-catchup-entries=100", "--snapshot-count=100"];
+        assert_eq!(flags(&own, true), cut);
     }
 }

@@ -38,18 +38,15 @@ impl State<'_> {
         let mut path = Vec::with_capacity(1);
         self.find_path(txn, &mut path)?;
         self.check_path(txn, &mut path.iter().copied(), &|op| match op {
-            Op::Put(put) => self.check_kept(put).and_then(|()| check_lease(put, lease_exists)),
-            Op::Range(_) | Op::Delete(_) | Op::Txn(_) => Ok(()),
-        })?;
-        self.check_path(txn, &mut path.iter().copied(), &|op| match op {
+            Op::Put(put) => self.check_put(put, lease_exists),
             Op::Range(range) => self.check_readable(range.revision),
-            Op::Put(_) | Op::Delete(_) | Op::Txn(_) => Ok(()),
+            Op::Delete(_) | Op::Txn(_) => Ok(()),
         })?;
         Ok(Plan { path, revision: self.revision })
     }
 
-    /// Checks a put that is a command of its own. Like etcd, it looks at the lease before the key, and the other way
-    /// round in a transaction: that decides what a put with both mistakes is told.
+    /// Checks a put, alone or in a transaction. Like etcd it looks at the lease before the key, which decides what a put
+    /// with both mistakes is told.
     pub(crate) fn check_put(&self, put: &PutRequest, lease_exists: &dyn Fn(i64) -> bool) -> Result<(), Rejection> {
         check_lease(put, lease_exists)?;
         self.check_kept(put)

@@ -78,8 +78,8 @@ impl Writer {
         self.check_with_leases(txn, &|_| true)
     }
 
-    /// Checks everything that can refuse a transaction, in etcd's order: puts along the path that its compares take,
-    /// then ranges. `lease_exists` must answer from replicated state alone.
+    /// Checks everything that can refuse a transaction, in the order of its operations along the path that its compares
+    /// take, so that the first mistake decides the answer, as in etcd 3.6 and later. `lease_exists` must answer from replicated state alone.
     pub fn check_with_leases(&self, txn: &TxnRequest, lease_exists: &dyn Fn(i64) -> bool) -> Result<Plan, CheckError> {
         self.state(self.revision).check_txn(txn, lease_exists)
     }

@@ -120,8 +120,9 @@ fn a_refusal_changes_nothing() {
         (vec![put("b", "1"), get(single("b"), 2)], compacted(2)),
         (vec![put("b", "1"), get(single("b"), -1)], compacted(-1)),
         (vec![put("b", "1"), keep("x")], Rejection::KeyNotFound),
-        // Puts are checked before ranges, wherever they stand.
-        (vec![get(single("b"), 2), Op::Txn(all(vec![keep("x")]))], Rejection::KeyNotFound),
+        // The first mistake counts, at whatever depth.
+        (vec![get(single("b"), 2), Op::Txn(all(vec![keep("x")]))], compacted(2)),
+        (vec![Op::Txn(all(vec![keep("x")])), get(single("b"), 2)], Rejection::KeyNotFound),
     ];
     for (ops, expected) in cases {
         assert_eq!(store.txn(&all(ops.clone())), Err(expected), "{ops:?}");
@@ -154,7 +155,7 @@ fn leases_are_judged_by_the_caller_in_order() {
     assert_eq!(store.get(single("k"), 0).kvs[0].lease(), 0, "a put without a lease detaches the key");
 }
 
-/// As in etcd: a put of its own is told of the lease first, one in a transaction of the key first.
+/// As in etcd 3.6 and later: the lease comes first, alone and in a transaction.
 #[test]
 fn a_put_with_two_mistakes_is_told_the_one_that_etcd_finds_first() {
     let mut store = Store::new();
@@ -171,7 +172,7 @@ fn a_put_with_two_mistakes_is_told_the_one_that_etcd_finds_first() {
         plain
     };
     assert_eq!(alone(&store, &both).map_err(common::rejected), Err(Rejection::LeaseNotFound(8)));
-    assert_eq!(inside(&store, &both), Err(Rejection::KeyNotFound));
+    assert_eq!(inside(&store, &both), Err(Rejection::LeaseNotFound(8)));
     assert_eq!(alone(&store, &leased).map_err(common::rejected), Err(Rejection::KeyNotFound));
     assert_eq!(inside(&store, &leased), Err(Rejection::KeyNotFound));
     store.set("k", "v");

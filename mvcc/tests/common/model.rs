@@ -156,8 +156,7 @@ impl Model {
 
     pub fn txn(&mut self, txn: &TxnRequest) -> Result<Answer, Rejection> {
         let before = self.at(self.revision);
-        self.check(txn, &before, true)?;
-        self.check(txn, &before, false)?;
+        self.check(txn, &before)?;
         let (base, writes) = (self.revision, self.log.len());
         let answer = self.run(txn, &before, base, writes);
         if self.log.len() > writes {
@@ -166,15 +165,15 @@ impl Model {
         Ok(answer)
     }
 
-    fn check(&self, txn: &TxnRequest, before: &BTreeMap<Vec<u8>, Kv>, puts: bool) -> Result<(), Rejection> {
+    fn check(&self, txn: &TxnRequest, before: &BTreeMap<Vec<u8>, Kv>) -> Result<(), Rejection> {
         let ops = if holds(txn, before) { &txn.success } else { &txn.failure };
         for op in ops {
             match op {
-                Op::Txn(nested) => self.check(nested, before, puts)?,
-                Op::Put(put) if puts && (put.ignore_value || put.ignore_lease) => {
+                Op::Txn(nested) => self.check(nested, before)?,
+                Op::Put(put) if put.ignore_value || put.ignore_lease => {
                     before.get(&put.key[..]).ok_or(Rejection::KeyNotFound)?;
                 }
-                Op::Range(range) if !puts && range.revision != 0 => {
+                Op::Range(range) if range.revision != 0 => {
                     let (requested, current, compacted) = (range.revision, self.revision, self.compact);
                     if requested > current {
                         return Err(Rejection::FutureRevision { requested, current });

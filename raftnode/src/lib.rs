@@ -21,7 +21,6 @@
 //!
 //! ```
 //! use tally_apply::{Command, Reply};
-//! use tally_mvcc::PutRequest;
 //! use tally_raftnode::{Config, EncodedCommand, Node, StorageOptions, open_storage};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -31,7 +30,7 @@
 //! let node = Node::start(Config { cluster_id: 1, member_id: 2, ..Config::default() }, storage).await?;
 //! node.ready().await?;
 //!
-//! let put = Command::Put(PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() });
+//! let put = Command::Put(tally_mvcc::PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() });
 //! let outcome = node.propose(EncodedCommand::encode(&put)).await?; // durable, applied and visible
 //! assert!(matches!(outcome.result, Ok(Reply::Put(_))));
 //! node.read_barrier().await?; // what follows is a linearizable read

@@ -35,6 +35,9 @@ const CUT_GAP_BYTES: u64 = 48 << 20;
 /// What values are padded to then, in bytes, so that so much is put in seconds.
 const CUT_PAD_BYTES: usize = 8192;
 
+/// The flag that says how many entries a cut leaves in the log.
+const KEPT: &str = "snapshot-catchup-entries";
+
 /// What to do.
 #[derive(Debug)]
 struct Setup {
@@ -65,7 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let parent = args.text("data").map_or_else(|| cargo::target_dir().join("torture"), PathBuf::from);
     let dir = parent.join(std::process::id().to_string());
     let plan = Plan::new(Kind::Tally, binary, dir.clone(), flags(args.rest(), snapshots))?;
-    let whole_log = !snapshots && !given(args.rest(), "snapshot-count");
+    let whole_log = !snapshots && !given(args.rest(), KEPT);
     let begun = Instant::now();
     match torture(&Setup { plan, load, clients, schedule, seed, whole_log }) {
         Ok(()) => {
@@ -84,14 +87,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The developer's flags, with room for everything that is written. Unless they choose how often the log is cut, that is
-/// as often as the server does it at all, or never, so that a fresh store can be built from the log.
+/// The developer's flags, with room for everything that is written. Unless they choose how much of the log is kept, that
+/// is next to nothing, or all of it, so that a fresh store can be built from it.
 fn flags(rest: &[String], snapshots: bool) -> Vec<String> {
     let mut defaults = vec![("quota-backend-bytes", "17179869184")];
     if snapshots {
-        defaults.extend([("snapshot-count", "500"), ("snapshot-catchup-entries", "100")]);
+        defaults.extend([("snapshot-count", "500"), (KEPT, "100")]);
     } else {
-        defaults.push(("snapshot-count", "1000000000"));
+        defaults.push((KEPT, "1000000000"));
     }
     let missing = defaults.iter().filter(|(name, _)| !given(rest, name));
     missing.map(|(name, value)| format!("--{name}={value}")).chain(rest.iter().cloned()).collect()
@@ -228,10 +231,10 @@ mod tests {
 
     #[test]
     fn flags_are_completed_not_doubled() {
+        let quota = "--quota-backend-bytes=17179869184";
         let own = ["--snapshot-count=100".to_owned()];
-        assert_eq!(flags(&own, false), ["--quota-backend-bytes=17179869184", "--snapshot-count=100"]);
-        assert_eq!(flags(&[], false).len(), 2);
-        let cut = ["--quota-backend-bytes=17179869184", "--snapshot-catchup-entries=100", "--snapshot-count=100"];
-        assert_eq!(flags(&own, true), cut);
+        assert_eq!(flags(&own, false), [quota, "--snapshot-catchup-entries=1000000000", "--snapshot-count=100"]);
+        assert_eq!(flags(&own, true), [quota, "--snapshot-catchup-entries=100", "--snapshot-count=100"]);
+        assert_eq!(flags(&[], true).len(), 3);
     }
 }

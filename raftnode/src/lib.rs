@@ -30,7 +30,7 @@
 //! let node = Node::start(Config { cluster_id: 1, member_id: 2, ..Config::default() }, storage).await?;
 //! node.ready().await?;
 //!
-//! let put = Command::Put(tally_mvcc::PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() });
+//! let put = Command::Put(tally_mvcc::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() });
 //! let outcome = node.propose(EncodedCommand::encode(&put)).await?; // durable, applied and visible
 //! assert!(matches!(outcome.result, Ok(Reply::Put(_))));
 //! node.read_barrier().await?; // what follows is a linearizable read

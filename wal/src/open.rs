@@ -236,6 +236,9 @@ fn spares(fs: &dyn Fs, dir: &Path, config: &Config) -> Result<(Vec<Spare>, u64),
             let file = fs.open(&path, Access::Write).map_err(OpenError::io("open for writing", &path))?;
             let length = file.len().map_err(OpenError::io("measure", &path))?;
             if length == config.segment_bytes && spares.len() < config.recycled_segments {
+                // A process that was killed while it made this one may have left it written but not durable. Used like
+                // that, it could be a segment without its length after a power cut.
+                file.sync_data().map_err(OpenError::io("sync", &path))?;
                 spares.push(Spare { path, file });
                 continue;
             }

@@ -43,7 +43,7 @@ pub struct Config {
     pub identity: Identity,
     /// Memory for writes that are not flushed yet, over all buckets. Default 64 MiB.
     pub memtable_bytes: usize,
-    /// Memory for blocks, indexes and filters read from disk, over all buckets. Default 32 MiB.
+    /// Memory for blocks, indexes and filters read from disk, over all buckets. Default 64 MiB.
     pub block_cache_bytes: usize,
     /// Threads for flushes and compactions. Default: half of the cores, at least 2, at most 4.
     pub background_jobs_max: u32,
@@ -70,7 +70,7 @@ impl Config {
             path: path.into(),
             identity,
             memtable_bytes: 64 << 20,
-            block_cache_bytes: 32 << 20,
+            block_cache_bytes: 64 << 20,
             background_jobs_max: (cores / 2).clamp(2, 4),
             open_files_max: 1024,
             observer: None,

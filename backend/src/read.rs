@@ -49,11 +49,11 @@ pub(crate) fn get_many<K: AsRef<[u8]>>(
         false => (0..keys.len()).collect(),
     };
     let engine = inner.engine();
-    let rest = missed.iter().map(|at| &keys[*at]);
-    let found = engine.db().batched_multi_get_cf_opt(engine.family(bucket), rest, false, options);
-    for (at, found) in missed.iter().zip(found) {
+    // One by one: for records that lie far apart RocksDB's batched lookup was measured to cost half as much again.
+    for at in missed {
+        let found = engine.db().get_pinned_cf_opt(engine.family(bucket), &keys[at], options);
         let found = found.map_err(|error| inner.error(error, "reading", Some(bucket)))?;
-        values[*at] = found.map(|value| Bytes::copy_from_slice(&value));
+        values[at] = found.map(|value| Bytes::copy_from_slice(&value));
     }
     Ok(values)
 }

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use crate::index::Rev;
 use crate::keyrange::KeyRange;
 use crate::record::Record;
-use crate::records::FetchError;
+use crate::records::{Afterwards, FetchError};
 use crate::reply::RangeResult;
 use crate::request::{RangeOptions, RangeRequest, SortOrder, SortTarget};
 use crate::state::State;
@@ -36,7 +36,7 @@ impl State<'_> {
             return Ok(RangeResult { count, revision: self.revision, ..RangeResult::default() });
         }
         let Gathered { revs, count, mut more } = self.gather(&request.range, at, options);
-        let mut kvs = self.fetch_many(&revs)?;
+        let mut kvs = self.fetch_many(&revs, Afterwards::Keep)?;
         if options.sort_target == SortTarget::Value {
             sort_by_value(&mut kvs, options.sort_order);
             more = cut(&mut kvs, options.limit);

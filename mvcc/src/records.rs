@@ -17,6 +17,15 @@ pub(crate) struct Records {
 /// Records that are in a batch but not committed yet, in ascending order of their revisions.
 pub(crate) type Staged = [(Revision, Record)];
 
+/// What to do with records that were read from the backend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Afterwards {
+    /// Keep them in the cache: they may be wanted again soon.
+    Keep,
+    /// Do not: a scan of much more than the cache holds would only push out what is in use, and pay for it.
+    Forget,
+}
+
 /// Why a record could not be had.
 #[derive(Clone, Debug)]
 pub(crate) enum FetchError {
@@ -32,7 +41,7 @@ impl Records {
         }
         metrics.cache_misses.add(1);
         let found = self.backend.get(Bucket::Kv, &at.to_key()).map_err(FetchError::Storage)?;
-        self.take(at, found)
+        self.take(at, found, Afterwards::Keep)
     }
 
     /// The records of `revisions`, in that order. What is not at hand is read in one go.
@@ -41,6 +50,7 @@ impl Records {
         revisions: &[Revision],
         staged: &Staged,
         metrics: &Metrics,
+        afterwards: Afterwards,
     ) -> Result<Vec<Record>, FetchError> {
         let mut found: Vec<Option<Record>> = revisions.iter().map(|at| self.near(*at, staged)).collect();
         let mut far: Vec<(Revision, usize)> = (0..revisions.len())
@@ -56,7 +66,7 @@ impl Records {
             let records = self.backend.get_many(Bucket::Kv, &keys).map_err(FetchError::Storage)?;
             let mut records = records.into_iter();
             for (at, place) in far {
-                found[place] = Some(self.take(at, records.next().flatten())?);
+                found[place] = Some(self.take(at, records.next().flatten(), afterwards)?);
             }
         }
         Ok(found.into_iter().flatten().collect())
@@ -70,8 +80,8 @@ impl Records {
         staged_record.map(|place| staged[place].1.clone()).or_else(|| self.cache.get(at))
     }
 
-    /// Checks what the backend gave for `at`, and remembers it.
-    fn take(&self, at: Revision, found: Option<bytes::Bytes>) -> Result<Record, FetchError> {
+    /// Checks what the backend gave for `at`.
+    fn take(&self, at: Revision, found: Option<bytes::Bytes>, afterwards: Afterwards) -> Result<Record, FetchError> {
         let (main, sub) = (at.main(), at.sub());
         let bytes = found.ok_or(FetchError::Corrupt(Corruption::Missing { main, sub }))?;
         let record = Record::decode(bytes)
@@ -80,7 +90,10 @@ impl Records {
         if found != main {
             return Err(FetchError::Corrupt(Corruption::Misplaced { main, sub, found }));
         }
-        self.cache.insert(at, &record);
+        match afterwards {
+            Afterwards::Keep => self.cache.insert(at, &record),
+            Afterwards::Forget => {}
+        }
         Ok(record)
     }
 }

@@ -7,6 +7,7 @@ use crate::index::Rev;
 use crate::keyrange::KeyRange;
 use crate::range::{Gathered, early_limit};
 use crate::record::Record;
+use crate::records::Afterwards;
 use crate::request::{RangeRequest, SortTarget};
 use crate::view::View;
 
@@ -126,7 +127,8 @@ impl Scan {
                 revs
             }
         };
-        let mut records = state.fetch_many(&revs).map_err(|error| self.view.explain(error, self.at))?;
+        let mut records =
+            state.fetch_many(&revs, Afterwards::Forget).map_err(|error| self.view.explain(error, self.at))?;
         if self.keys_only {
             records.iter_mut().for_each(|record| *record = record.without_value());
         }

@@ -7,7 +7,7 @@ use crate::index::{Key, KeyHistory, Rev, Tree};
 use crate::keyrange::{KeyRange, RangeEnd};
 use crate::metrics::Metrics;
 use crate::record::Record;
-use crate::records::{FetchError, Records, Staged};
+use crate::records::{Afterwards, FetchError, Records, Staged};
 
 /// A state that can be read: the index, the revisions it stands at, and where its records are.
 #[derive(Clone, Copy)]
@@ -116,11 +116,11 @@ impl<'a> State<'a> {
         self.records.get(rev.at, self.staged, self.metrics)
     }
 
-    pub(crate) fn fetch_many(&self, revs: &[Rev]) -> Result<Vec<Record>, FetchError> {
+    pub(crate) fn fetch_many(&self, revs: &[Rev], afterwards: Afterwards) -> Result<Vec<Record>, FetchError> {
         if let [rev] = revs {
             return Ok(vec![self.fetch(*rev)?]);
         }
         let revisions: Vec<_> = revs.iter().map(|rev| rev.at).collect();
-        self.records.get_many(&revisions, self.staged, self.metrics)
+        self.records.get_many(&revisions, self.staged, self.metrics, afterwards)
     }
 }

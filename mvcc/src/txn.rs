@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use crate::error::{CheckError, Rejection};
 use crate::index::Rev;
-use crate::records::FetchError;
+use crate::records::{Afterwards, FetchError};
 use crate::request::{Compare, CompareResult, CompareTarget, Op, PutRequest, TxnRequest};
 use crate::state::State;
 
@@ -142,7 +142,7 @@ impl State<'_> {
                     CompareTarget::Lease(target) => parts.lease.cmp(target),
                 })
             };
-            if !self.fetch_many(piece)?.iter().all(holds) {
+            if !self.fetch_many(piece, Afterwards::Keep)?.iter().all(holds) {
                 return Ok(false);
             }
         }

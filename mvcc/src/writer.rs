@@ -10,6 +10,7 @@ use crate::fingerprint::fingerprint;
 use crate::index::{Rev, Revision, Tree};
 use crate::meta;
 use crate::record::{Record, RecordParts};
+use crate::records::Afterwards;
 use crate::reply::{DeleteReply, OpReply, PutReply, TxnReply};
 use crate::request::{DeleteRequest, Op, PutRequest, TxnRequest};
 use crate::shared::{Dropped, Epoch, Published, Shared, root};
@@ -279,7 +280,7 @@ impl Writer {
                 std::ops::ControlFlow::Continue(())
             });
         }
-        let prev_kvs = if delete.prev_kv { state.fetch_many(&revs)? } else { Vec::new() };
+        let prev_kvs = if delete.prev_kv { state.fetch_many(&revs, Afterwards::Keep)? } else { Vec::new() };
         let deleted = keys.len() as i64;
         for key in keys {
             let revision = turn.next();

@@ -8,10 +8,11 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::run;
 
-/// The repository's root directory.
-pub(crate) fn root() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here)
+/// The repository's root directory: that of the `cargo xtask` that runs this. What was compiled in may be another checkout's
+/// if the two share a target directory.
+pub(crate) fn root() -> PathBuf {
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    here.parent().map_or_else(|| here.clone(), Path::to_path_buf)
 }
 
 /// Where cargo puts what it builds.

@@ -27,7 +27,7 @@ pub(crate) struct Source {
 pub(crate) fn read_all() -> Result<Vec<Source>> {
     let root = cargo::root();
     let mut git = Command::new("git");
-    git.current_dir(root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    git.current_dir(&root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     let names = run::captured(&mut git)?;
     let mut sources = Vec::new();
     for name in names.split('\0').filter(|name| !name.is_empty()) {

@@ -54,7 +54,7 @@ fn check_sources() -> Result<()> {
 }
 
 fn check_links() -> Result<()> {
-    report(&links::problems(cargo::root(), &sources::read_all()?))
+    report(&links::problems(&cargo::root(), &sources::read_all()?))
 }
 
 fn check_format() -> Result<()> {

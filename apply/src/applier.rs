@@ -8,6 +8,7 @@ use tally_backend::{Applied, Backend, Bucket, StorageError, WriteBatch};
 use tally_mvcc::{CheckError, Options as KvOptions, WriteError, Writer};
 
 use crate::alarm::{Alarm, AlarmCommand, Alarms};
+use crate::checkpoints::{self, Checkpoints};
 use crate::command::{Command, DecodeError};
 use crate::gate;
 use crate::member::Members;
@@ -153,6 +154,7 @@ pub struct Applier {
     level: u32,
     applied: Applied,
     shared: Arc<ArcSwap<Shared>>,
+    checkpoints: Arc<Checkpoints>,
     stopped: bool,
 }
 
@@ -181,21 +183,29 @@ impl Applier {
         if level > FEATURE_LEVEL {
             return Err(OpenError::FeatureLevel { found: level });
         }
-        let (alarms, members) = (Alarms::load(&tx)?, Members::load(&tx)?);
+        let alarms = Alarms::load(&tx)?;
+        let (members, members_as_stored) = Members::load(&tx)?;
         drop(tx);
-        let applied = backend.applied();
+        let mut applied = backend.applied();
         let found = root::combine(kv.root(), alarms.sum(), members.sum(), level);
-        if applied.index > 0 && found != applied.root {
-            return Err(OpenError::Root { index: applied.index, found, stored: applied.root });
+        // Old data: its root was formed over records that still held what is dropped today. From here on it is as today's.
+        let found_as_stored = root::combine(kv.root(), alarms.sum(), members_as_stored, level);
+        if applied.index > 0 {
+            if applied.root != found && applied.root != found_as_stored {
+                return Err(OpenError::Root { index: applied.index, found, stored: applied.root });
+            }
+            applied.root = found;
         }
         let shared = Arc::new(ArcSwap::from_pointee(Shared {
             applied: applied.clone(),
             alarms: alarms.list().into(),
             members: members.list().into(),
+            removed_members: members.removed().into(),
             level,
         }));
-        let reads = Reads::new(reader, Arc::clone(&shared));
-        Ok((Self { backend, kv, alarms, members, level, applied, shared, stopped: false }, reads))
+        let checkpoints = Arc::new(Checkpoints::default());
+        let reads = Reads::new(reader, Arc::clone(&shared), Arc::clone(&checkpoints));
+        Ok((Self { backend, kv, alarms, members, level, applied, shared, checkpoints, stopped: false }, reads))
     }
 
     /// The last entry applied, with the root after it.
@@ -222,7 +232,7 @@ impl Applier {
         let Some(last) = entries.last() else { return Ok(Vec::new()) };
         let mut batch = self.backend.batch();
         let mut outcomes = Vec::with_capacity(entries.len());
-        let mut membership = None;
+        let (mut membership, mut roots) = (None, Vec::new());
         let (mut at, mut small_state_changed) = (self.applied.index, false);
         for entry in entries {
             if entry.index != at + 1 {
@@ -246,15 +256,26 @@ impl Applier {
                 }
             };
             outcomes.push(Outcome { revision: self.kv.revision(), result });
+            if checkpoints::is_at(entry.index) {
+                roots.push((entry.index, self.root()));
+            }
         }
         let applied = Applied {
             index: last.index,
             term: last.term,
-            root: root::combine(self.kv.root(), self.alarms.sum(), self.members.sum(), self.level),
+            root: self.root(),
             membership: membership.unwrap_or_else(|| self.applied.membership.clone()),
         };
         self.commit(batch, applied, small_state_changed)?;
+        if !roots.is_empty() {
+            self.checkpoints.extend(roots);
+        }
         Ok(outcomes)
+    }
+
+    /// The root of everything that is replicated, staged changes included.
+    fn root(&self) -> u128 {
+        root::combine(self.kv.root(), self.alarms.sum(), self.members.sum(), self.level)
     }
 
     /// Durable order: effects and index in one write, and only then anything that a reader can see.
@@ -264,12 +285,13 @@ impl Applier {
         self.kv.publish();
         self.applied = applied;
         let shared = self.shared.load();
-        let (alarms, members) = if small_state_changed {
-            (self.alarms.list().into(), self.members.list().into())
+        let (alarms, members, removed_members) = if small_state_changed {
+            (self.alarms.list().into(), self.members.list().into(), self.members.removed().into())
         } else {
-            (Arc::clone(&shared.alarms), Arc::clone(&shared.members))
+            (Arc::clone(&shared.alarms), Arc::clone(&shared.members), Arc::clone(&shared.removed_members))
         };
-        self.shared.store(Arc::new(Shared { applied: self.applied.clone(), alarms, members, level: self.level }));
+        let applied = self.applied.clone();
+        self.shared.store(Arc::new(Shared { applied, alarms, members, removed_members, level: self.level }));
         Ok(())
     }
 
@@ -306,8 +328,15 @@ impl Applier {
             },
             Command::Alarm(command) => self.alarm(command, batch),
             Command::SetFeatureLevel { level } => return self.set_level(index, level, batch),
-            Command::SetMember(member) => {
-                self.members.set(member, batch);
+            Command::SetMember(member) => match self.members.check_set(&member) {
+                Ok(()) => {
+                    self.members.set(member, batch);
+                    Reply::Done
+                }
+                Err(rejection) => return Ok(Err(rejection)),
+            },
+            Command::RemoveMember { id } => {
+                self.members.remove(id, batch);
                 Reply::Done
             }
         };

@@ -12,6 +12,7 @@
 //! | 5 | alarm | 0.1 |
 //! | 6 | set feature level | 0.1 |
 //! | 7 | set member | 0.1 |
+//! | 8 | remove member | 0.1 |
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tally_mvcc::{DeleteRequest, PutRequest, TxnRequest};
@@ -46,8 +47,13 @@ pub enum Command {
         /// The new level; lower than the current one is refused.
         level: u32,
     },
-    /// Record a member's name and URLs.
+    /// Record what a member says about itself: its name, client URLs and data directory.
     SetMember(Member),
+    /// Forget a member and leave a tombstone, so that its id is never used again.
+    RemoveMember {
+        /// Which one; it need not have said anything about itself yet.
+        id: u64,
+    },
 }
 
 /// Why bytes are not a command that this program can apply.
@@ -140,6 +146,7 @@ impl Command {
             Self::Alarm(_) => 5,
             Self::SetFeatureLevel { .. } => 6,
             Self::SetMember(_) => 7,
+            Self::RemoveMember { .. } => 8,
         }
     }
 }

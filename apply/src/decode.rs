@@ -9,7 +9,7 @@ use tally_mvcc::{
 use crate::alarm::{AlarmAction, AlarmCommand, AlarmKind};
 use crate::codec::Fields;
 use crate::command::{Command, DecodeError, TXN_DEPTH_MAX};
-use crate::member::Member;
+use crate::member::{Member, NO_DIRECTORY, Record};
 
 pub(crate) fn body(tag: u8, fields: Bytes) -> Result<Command, DecodeError> {
     let fields = Fields::new(fields);
@@ -26,6 +26,7 @@ pub(crate) fn body(tag: u8, fields: Bytes) -> Result<Command, DecodeError> {
             Command::SetFeatureLevel { level }
         }
         7 => Command::SetMember(member(fields)?),
+        8 => Command::RemoveMember { id: single_integer(fields, "remove member")? as u64 },
         tag => return Err(DecodeError::UnknownCommand { tag }),
     })
 }
@@ -209,22 +210,38 @@ fn alarm(mut fields: Fields) -> Result<AlarmCommand, DecodeError> {
     Ok(AlarmCommand { action, member_id, kind })
 }
 
+const MEMBER: &str = "member";
+
 pub(crate) fn member(mut fields: Fields) -> Result<Member, DecodeError> {
-    const NAME: &str = "member";
     fn text(bytes: Bytes, number: u8) -> Result<String, DecodeError> {
-        String::from_utf8(bytes.to_vec()).map_err(|_| DecodeError::WrongType { command: NAME, number })
+        String::from_utf8(bytes.to_vec()).map_err(|_| DecodeError::WrongType { command: MEMBER, number })
     }
-    let mut id = None;
-    let mut record = Member { id: 0, name: String::new(), peer_urls: Vec::new(), client_urls: Vec::new() };
+    let (mut id, mut name, mut client_urls, mut directory) = (None, String::new(), Vec::new(), NO_DIRECTORY);
     while let Some((number, field)) = fields.next()? {
         match number {
-            1 => id = Some(field.integer(NAME, number)? as u64),
-            2 => record.name = text(field.bytes(NAME, number)?, number)?,
-            3 => record.peer_urls.push(text(field.bytes(NAME, number)?, number)?),
-            4 => record.client_urls.push(text(field.bytes(NAME, number)?, number)?),
-            _ => return Err(DecodeError::UnknownField { command: NAME, number }),
+            1 => id = Some(field.integer(MEMBER, number)? as u64),
+            2 => name = text(field.bytes(MEMBER, number)?, number)?,
+            // Retired: the membership in the log alone says where a member's peers reach it.
+            3 => drop(field.bytes(MEMBER, number)?),
+            4 => client_urls.push(text(field.bytes(MEMBER, number)?, number)?),
+            5 => {
+                let bytes = field.bytes(MEMBER, number)?;
+                directory = bytes[..].try_into().map_err(|_| DecodeError::WrongType { command: MEMBER, number })?;
+            }
+            _ => return Err(DecodeError::UnknownField { command: MEMBER, number }),
         }
     }
-    record.id = id.ok_or(DecodeError::Missing { command: NAME, number: 1 })?;
-    Ok(record)
+    let id = id.ok_or(DecodeError::Missing { command: MEMBER, number: 1 })?;
+    Ok(Member { id, name, client_urls, directory })
+}
+
+/// A record of the member bucket: a member's fields, or field 6 alone for one that was removed.
+pub(crate) fn member_record(record: Bytes) -> Result<Record, DecodeError> {
+    let mut fields = Fields::new(record.clone());
+    let Some((6, id)) = fields.next()? else { return member(Fields::new(record)).map(Record::Member) };
+    let id = id.integer(MEMBER, 6)? as u64;
+    match fields.next()? {
+        None => Ok(Record::Removed { id }),
+        Some((number, _)) => Err(DecodeError::UnknownField { command: MEMBER, number }),
+    }
 }

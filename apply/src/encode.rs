@@ -9,7 +9,7 @@ use tally_mvcc::{
 use crate::alarm::AlarmCommand;
 use crate::codec::{write_bytes, write_integer, write_message, write_nonzero};
 use crate::command::Command;
-use crate::member::Member;
+use crate::member::{Member, NO_DIRECTORY};
 
 /// About how many bytes the encoding takes, to allocate once.
 pub(crate) fn size_hint(command: &Command) -> usize {
@@ -21,7 +21,10 @@ pub(crate) fn size_hint(command: &Command) -> usize {
         | Command::Compact { .. }
         | Command::Alarm(_)
         | Command::SetFeatureLevel { .. }
-        | Command::SetMember(_) => 2 * ENVELOPE,
+        | Command::RemoveMember { .. } => 2 * ENVELOPE,
+        Command::SetMember(member) => {
+            2 * ENVELOPE + member.name.len() + member.client_urls.iter().map(|url| 2 + url.len()).sum::<usize>()
+        }
     }
 }
 
@@ -34,6 +37,7 @@ pub(crate) fn body(command: &Command, out: &mut BytesMut) {
         Command::Alarm(command) => alarm(command, out),
         Command::SetFeatureLevel { level } => write_integer(out, 1, i64::from(*level)),
         Command::SetMember(record) => member(record, out),
+        Command::RemoveMember { id } => write_integer(out, 1, *id as i64),
     }
 }
 
@@ -150,14 +154,20 @@ fn alarm(command: &AlarmCommand, out: &mut BytesMut) {
     write_integer(out, 3, i64::from(command.kind.number()));
 }
 
-/// Member: 1 id, 2 name, 3 peer URL (repeated), 4 client URL (repeated).
+/// Member: 1 id, 2 name, 4 client URL (repeated), 5 directory. Number 3 is retired: it was the peer URL (repeated), which is
+/// read and dropped. Number 6 stands for a tombstone in the member bucket and is in no command.
 pub(crate) fn member(record: &Member, out: &mut BytesMut) {
     write_integer(out, 1, record.id as i64);
     write_bytes(out, 2, record.name.as_bytes());
-    for url in &record.peer_urls {
-        write_bytes(out, 3, url.as_bytes());
-    }
     for url in &record.client_urls {
         write_bytes(out, 4, url.as_bytes());
     }
+    if record.directory != NO_DIRECTORY {
+        write_bytes(out, 5, &record.directory);
+    }
+}
+
+/// What a removed member leaves in the member bucket: 6 id, and nothing else.
+pub(crate) fn tombstone(id: u64, out: &mut BytesMut) {
+    write_integer(out, 6, id as i64);
 }

@@ -10,7 +10,8 @@ use crate::outcome::Rejection;
 pub(crate) fn check(alarms: &Alarms, command: &Command) -> Result<(), Rejection> {
     let administrative = match command {
         Command::Put(_) | Command::DeleteRange(_) | Command::Txn(_) | Command::Compact { .. } => false,
-        Command::Alarm(_) | Command::SetFeatureLevel { .. } | Command::SetMember(_) => true,
+        Command::Alarm(_) | Command::SetFeatureLevel { .. } => true,
+        Command::SetMember(_) | Command::RemoveMember { .. } => true,
     };
     if administrative {
         return Ok(());
@@ -25,7 +26,8 @@ pub(crate) fn check(alarms: &Alarms, command: &Command) -> Result<(), Rejection>
         | Command::Compact { .. }
         | Command::Alarm(_)
         | Command::SetFeatureLevel { .. }
-        | Command::SetMember(_) => false,
+        | Command::SetMember(_)
+        | Command::RemoveMember { .. } => false,
     };
     if adds_data && alarms.any(AlarmKind::NoSpace) { Err(Rejection::NoSpace) } else { Ok(()) }
 }

@@ -41,6 +41,7 @@
 
 mod alarm;
 mod applier;
+mod checkpoints;
 mod codec;
 mod command;
 mod decode;
@@ -53,6 +54,7 @@ mod root;
 
 pub use alarm::{Alarm, AlarmAction, AlarmCommand, AlarmKind};
 pub use applier::{Applier, Body, Committed, FEATURE_LEVEL, Fatal, OpenError};
+pub use checkpoints::CHECKPOINT_INTERVAL;
 pub use command::{CODEC_VERSION, Command, DecodeError, TXN_DEPTH_MAX};
 pub use member::Member;
 pub use outcome::{Outcome, Rejection, Reply};

@@ -26,7 +26,7 @@ pub enum Reply {
     Compact,
     /// To an alarm command: the alarm it named, if it is raised now.
     Alarm(Option<Alarm>),
-    /// To an entry with nothing to say: a blank one, membership, a member's attributes, a feature level.
+    /// To an entry with nothing to say: a blank one, membership, a member set or removed, a feature level.
     Done,
 }
 
@@ -49,5 +49,20 @@ pub enum Rejection {
         requested: u32,
         /// The level in force.
         current: u32,
+    },
+    /// The member was removed: its id is never used again.
+    #[error("member {id:x} was removed from the cluster for good: it can come back only under a new id")]
+    MemberRemoved {
+        /// The member's id.
+        id: u64,
+    },
+    /// The member is known with another data directory.
+    #[error(
+        "member {id:x} is known with another data directory: this one is new, restored or copied; remove the member and \
+         add it again"
+    )]
+    MemberDirectory {
+        /// The member's id.
+        id: u64,
     },
 }

@@ -7,6 +7,7 @@ use tally_backend::Applied;
 use tally_mvcc::Reader;
 
 use crate::alarm::{Alarm, AlarmKind};
+use crate::checkpoints::Checkpoints;
 use crate::member::Member;
 
 /// The small state, replaced as a whole after each commit.
@@ -15,6 +16,7 @@ pub(crate) struct Shared {
     pub(crate) applied: Applied,
     pub(crate) alarms: Arc<[Alarm]>,
     pub(crate) members: Arc<[Member]>,
+    pub(crate) removed_members: Arc<[u64]>,
     pub(crate) level: u32,
 }
 
@@ -23,11 +25,12 @@ pub(crate) struct Shared {
 pub struct Reads {
     kv: Reader,
     shared: Arc<ArcSwap<Shared>>,
+    checkpoints: Arc<Checkpoints>,
 }
 
 impl Reads {
-    pub(crate) fn new(kv: Reader, shared: Arc<ArcSwap<Shared>>) -> Self {
-        Self { kv, shared }
+    pub(crate) fn new(kv: Reader, shared: Arc<ArcSwap<Shared>>, checkpoints: Arc<Checkpoints>) -> Self {
+        Self { kv, shared, checkpoints }
     }
 
     /// The key-value store.
@@ -55,9 +58,20 @@ impl Reads {
         self.shared.load().alarms.iter().any(|alarm| alarm.kind == kind)
     }
 
-    /// The members known, by id.
+    /// What the members have said about themselves, by id. Who *is* a member is the log's business, not this list's.
     pub fn members(&self) -> Arc<[Member]> {
         Arc::clone(&self.shared.load().members)
+    }
+
+    /// The ids of the members that were removed, ascending; none of them is ever used again.
+    pub fn removed_members(&self) -> Arc<[u64]> {
+        Arc::clone(&self.shared.load().removed_members)
+    }
+
+    /// State roots at the last multiples of [`CHECKPOINT_INTERVAL`](crate::CHECKPOINT_INTERVAL) that were applied since
+    /// the state was opened, oldest first: applied index, and root after it. Equal on all replicas.
+    pub fn checkpoints(&self) -> Vec<(u64, u128)> {
+        self.checkpoints.list()
     }
 
     /// The replicated feature level.

@@ -51,6 +51,12 @@ proptest! {
 #[test]
 fn every_entry_kind_advances_the_persisted_index() {
     let dir = tempfile::tempdir().unwrap();
+    let member = Command::SetMember(tally_apply::Member {
+        id: 5,
+        name: "five".to_owned(),
+        client_urls: Vec::new(),
+        directory: [5; 16],
+    });
     let commands = [
         put("a", "1"),
         Command::DeleteRange(tally_mvcc::DeleteRequest {
@@ -61,6 +67,9 @@ fn every_entry_kind_advances_the_persisted_index() {
         Command::Compact { revision: 2 },
         Command::Compact { revision: 2 }, // refused: compacted already
         Command::SetFeatureLevel { level: 1 },
+        member.clone(),
+        Command::RemoveMember { id: 5 },
+        member, // refused: removed
     ];
     let mut log: Vec<Committed> = (1..).zip(&commands).map(|(index, command)| entry(index, command)).collect();
     let next = log.len() as u64 + 1;
@@ -124,4 +133,30 @@ fn state_that_does_not_match_its_root_is_refused() {
     let backend = Backend::open(Config::new(dir.path(), identity)).unwrap();
     let Err(error) = Applier::open(backend, tally_mvcc::Options::default()) else { panic!("opened") };
     assert!(matches!(error, OpenError::Root { index: 2, .. }), "{error}");
+}
+
+#[test]
+fn checkpoints_do_not_depend_on_how_entries_are_chunked() {
+    let commands: Vec<_> = (1..=450_u32)
+        .map(|number| match number % 5 {
+            0 => Command::DeleteRange(tally_mvcc::DeleteRequest {
+                range: tally_mvcc::KeyRange::new(format!("k{}", number % 37).into(), Default::default()).unwrap(),
+                prev_kv: false,
+            }),
+            _ => put(&format!("k{}", number % 37), &number.to_string()),
+        })
+        .collect();
+    let entries: Vec<Committed> = (1..).zip(&commands).map(|(index, command)| entry(index, command)).collect();
+    let checkpoints = |chunk: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let (_backend, mut applier, reads) = open(dir.path());
+        entries.chunks(chunk).for_each(|chunk| drop(applier.apply(chunk).unwrap()));
+        reads.checkpoints()
+    };
+    let one_by_one = checkpoints(1);
+    assert_eq!(one_by_one.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [100, 200, 300, 400]);
+    assert!(one_by_one.windows(2).all(|pair| pair[0].1 != pair[1].1));
+    for chunk in [7, 100, 450] {
+        assert_eq!(checkpoints(chunk), one_by_one, "chunks of {chunk}");
+    }
 }

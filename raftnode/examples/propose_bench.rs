@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tally_apply::Command;
 use tally_mvcc::PutRequest;
-use tally_raftnode::{Config, EncodedCommand, Node, StorageOptions, open_storage};
+use tally_raftnode::{Config, EncodedCommand, Founder, Node, StorageOptions, open_storage};
 
 const VALUE_BYTES: usize = 256;
 const KEYS: u64 = 100_000;
@@ -60,7 +60,8 @@ async fn run(dir: PathBuf, time: Duration) -> Result<(), Box<dyn Error + Send + 
 
 async fn open(dir: &Path) -> Result<Node, Box<dyn Error + Send + Sync>> {
     let storage = open_storage(StorageOptions::new(dir, 1, 1, [1; 16]))?;
-    let node = Node::start(Config { cluster_id: 1, member_id: 1, ..Config::default() }, storage).await?;
+    let founders = vec![Founder { id: 1, peer_urls: Vec::new() }];
+    let node = Node::start(Config { cluster_id: 1, member_id: 1, founders, ..Config::default() }, storage).await?;
     node.ready().await?;
     Ok(node)
 }

@@ -1,38 +1,43 @@
 //! Linearizable reads: everybody who waits at one moment shares one confirmation of leadership.
 //!
-//! A reader joins the round that has *not yet begun*; the task begins it after that, asks openraft for the read index
-//! (a quorum round that starts now), waits until this replica has applied that far, and lets the whole round go. A
-//! round under way takes nobody in: a confirmation that began before a read cannot prove anything to it.
+//! A reader joins the round that has *not yet begun*; the task begins it after that, asks whoever leads for the read
+//! index (a quorum round that starts now), waits until this replica has applied that far, and lets the whole round go. A
+//! round under way takes nobody in: a confirmation that began before a read cannot prove anything to it. A confirmation
+//! that failed changed nothing, so it is asked for again, of whoever leads then, until the round's time is over.
+//!
+//! On a leader the rounds of other members join in: all of them share one heartbeat to a quorum.
 //!
 //! Joining is one short lock and one reference count; no channel and no allocation per reader.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 use crate::fatal::FatalError;
+use crate::cluster::{Leader, Leadership};
 use crate::node::RaftHandle;
+use crate::peer::Net;
 use crate::progress::Shared;
 use crate::types::log_index;
+
+/// A confirmation that takes longer is counted as slow; etcd's limit.
+const SLOW: Duration = Duration::from_millis(500);
 
 /// Why a read cannot be linearizable now.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BarrierError {
-    /// There is no leader at the moment.
+    /// There was no leader for as long as a request may wait.
     #[error("there is no leader; try again")]
     NoLeader,
-    /// Another member leads.
-    #[error("member {leader:x} leads; ask it")]
-    NotLeader {
-        /// The leader.
-        leader: u64,
-    },
-    /// A majority did not answer in time.
+    /// A leader is known, but a majority did not confirm it for as long as a request may wait.
     #[error("a majority of the members did not confirm the leader in time; try again")]
     NoQuorum,
     /// The node is stopping.
@@ -73,6 +78,8 @@ struct Round {
 struct RoundState {
     result: Option<Confirmed>,
     wakers: Vec<Waker>,
+    /// Other members, who want the index and apply it themselves.
+    members: Vec<oneshot::Sender<Confirmed>>,
 }
 
 impl Round {
@@ -80,7 +87,14 @@ impl Round {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn confirm(&self, index: &Confirmed) {
+        let members = std::mem::take(&mut self.lock().members);
+        // One that does not wait any more asks again.
+        members.into_iter().for_each(|member| drop(member.send(index.clone())));
+    }
+
     fn finish(&self, result: Confirmed) {
+        self.confirm(&result);
         let wakers = {
             let mut state = self.lock();
             state.result = Some(result);
@@ -140,11 +154,31 @@ impl Barrier {
         let round = Arc::clone(&next.round);
         if let Some(error) = &next.closed {
             round.finish(Err(error.clone()));
-        } else if !next.wanted {
+        } else {
+            self.want(&mut next);
+        }
+        Waiting { round, slot: None }
+    }
+
+    /// Joins the next round on behalf of another member: the index, as soon as it is confirmed.
+    pub(crate) async fn index_for_member(&self) -> Confirmed {
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut next = self.lock();
+            if let Some(error) = &next.closed {
+                return Err(error.clone());
+            }
+            next.round.lock().members.push(sender);
+            self.want(&mut next);
+        }
+        receiver.await.unwrap_or(Err(BarrierError::Stopped))
+    }
+
+    fn want(&self, next: &mut NextRound) {
+        if !next.wanted {
             next.wanted = true;
             self.begin.notify_one();
         }
-        Waiting { round, slot: None }
     }
 
     /// Takes the round that readers have joined so far; from here on they join another one.
@@ -167,7 +201,7 @@ impl Barrier {
     }
 
     /// Holds rounds until `stop` resolves or the node fails; then everybody who waits, or will, hears so.
-    pub(crate) async fn run(self: Arc<Self>, raft: RaftHandle, stop: impl Future<Output = ()>) {
+    pub(crate) async fn run(self: Arc<Self>, source: IndexSource, stop: impl Future<Output = ()>) {
         let fatal = self.shared.fatal.wait();
         tokio::pin!(stop, fatal);
         // Confirmed rounds whose index is not applied yet; indexes never fall from one to the next.
@@ -186,6 +220,7 @@ impl Barrier {
                 }
                 result = confirmation(&mut asked), if asked.is_some() => {
                     let Some((round, _)) = asked.take() else { continue };
+                    round.confirm(&result);
                     match result {
                         Ok(index) => confirmed.push_back((index, round)),
                         Err(error) => round.finish(Err(error)),
@@ -195,8 +230,8 @@ impl Barrier {
                     // Readers that are about to run get to join: without this a busy worker passes the turn back and
                     // forth between this task and one reader, and every round has one.
                     tokio::task::yield_now().await;
-                    let raft = raft.clone();
-                    asked = self.take().map(|round| (round, Box::pin(read_index(raft)) as Pin<Box<_>>));
+                    let source = source.clone();
+                    asked = self.take().map(|round| (round, Box::pin(source.read_index()) as Pin<Box<_>>));
                 }
             }
             self.release(&mut confirmed);
@@ -223,14 +258,57 @@ async fn confirmation(asked: &mut Asked) -> Confirmed {
     }
 }
 
-/// Confirms leadership by a quorum round that begins now; the index that a read has to see.
-async fn read_index(raft: RaftHandle) -> Confirmed {
+/// Where read indexes come from: from here while this member leads, else from the leader.
+#[derive(Clone)]
+pub(crate) struct IndexSource {
+    pub(crate) raft: RaftHandle,
+    pub(crate) net: Net,
+    pub(crate) leadership: Leadership,
+    pub(crate) shared: Arc<Shared>,
+    /// How long a round may take, failed confirmations included.
+    pub(crate) timeout: Duration,
+}
+
+impl IndexSource {
+    /// An index that a quorum round which begins now has confirmed.
+    async fn read_index(mut self) -> Confirmed {
+        let began = Instant::now();
+        let deadline = began + self.timeout;
+        let result = loop {
+            let leader = self.leadership.now();
+            let error = match leader {
+                Leader::Nobody => BarrierError::NoLeader,
+                Leader::Here { .. } => match local_index(&self.raft).await {
+                    Ok(index) => break Ok(index),
+                    Err(Some(stopped)) => break Err(stopped),
+                    Err(None) => BarrierError::NoQuorum,
+                },
+                // A late answer to a call that was given up is never taken for the answer to this one.
+                Leader::There { id, .. } => match self.net.read_index(id).await {
+                    Ok(Ok(index)) => break Ok(index),
+                    Ok(Err(_)) | Err(_) => BarrierError::NoQuorum,
+                },
+            };
+            if !self.leadership.retry(leader, deadline).await {
+                break Err(error);
+            }
+        };
+        if result.is_err() {
+            self.shared.read_indexes_failed.fetch_add(1, Ordering::Relaxed);
+        } else if began.elapsed() > SLOW {
+            self.shared.read_indexes_slow.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+/// Confirms this member's leadership by a quorum round that begins now; the index that a read has to see.
+async fn local_index(raft: &RaftHandle) -> Result<u64, Option<BarrierError>> {
     match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
         Ok(linearizer) => Ok(log_index(linearizer.read_log_id().index())),
-        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-            Err(forward.leader_id.map_or(BarrierError::NoLeader, |leader| BarrierError::NotLeader { leader }))
-        }
-        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(BarrierError::NoQuorum),
-        Err(RaftError::Fatal(_)) => Err(BarrierError::Stopped),
+        Err(RaftError::APIError(
+            LinearizableReadError::ForwardToLeader(_) | LinearizableReadError::QuorumNotEnough(_),
+        )) => Err(None),
+        Err(RaftError::Fatal(_)) => Err(Some(BarrierError::Stopped)),
     }
 }

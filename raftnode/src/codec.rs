@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! entry payload   kind u8 | body        1 blank: no body   2 command: the encoded command   3 membership: a membership
+//!                                       4 proposal: origin u64 | seq u64 | term u64 | the encoded command
 //! vote            version u8 = 1 | term u64 | member u64 | committed u8
 //! membership      version u8 = 1 | fields          field: tag u8 | length u32 | value
 //!                   tag 1  voters: u64 each        one field, or two while the membership is joint
@@ -10,6 +11,7 @@
 //! ```
 //! *In force* is what the backend keeps beside the applied index: a membership with the log position it came from. An
 //! unknown version, kind or tag is an error that asks for a newer program: guessing about who votes is not an option.
+//! Kind 2 was written before members forwarded proposals; it is read, and no longer written.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +22,10 @@ use crate::types::{Membership, Peer, RaftVote, StoredMembership, log_id, log_ind
 pub(crate) const KIND_BLANK: u8 = 1;
 pub(crate) const KIND_COMMAND: u8 = 2;
 pub(crate) const KIND_MEMBERSHIP: u8 = 3;
+pub(crate) const KIND_PROPOSAL: u8 = 4;
+
+/// Bytes of a proposal in front of its command.
+pub(crate) const PROPOSAL_HEADER: usize = 1 + 3 * 8;
 
 const VERSION: u8 = 1;
 const TAG_VOTERS: u8 = 1;

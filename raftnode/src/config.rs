@@ -1,20 +1,51 @@
 //! The settings of a node. Every queue, batch and chunk has a limit here, with its unit in the name.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use openraft::SnapshotPolicy;
 
+use crate::peer::{NetConfig, NetworkObserver};
+
+/// A member of a new cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founder {
+    /// Its id.
+    pub id: u64,
+    /// Where its peers reach it.
+    pub peer_urls: Vec<String>,
+}
+
 /// How a node runs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// The cluster; equal on all members, part of every message between them.
     pub cluster_id: u64,
     /// This member. Never reused for another one.
     pub member_id: u64,
-    /// Where peers reach this member; recorded in the membership at the first start.
-    pub peer_urls: Vec<String>,
+    /// The members of a new cluster, this one among them. Looked at only if nothing has ever happened in the data
+    /// directory; all members of a new cluster must be given the same. Empty for a member that joins a cluster: it waits
+    /// until the leader gets in touch.
+    pub founders: Vec<Founder>,
     /// How often a leader shows that it is there. Default 100 ms.
     pub heartbeat_ms: u64,
-    /// How long a member waits for the leader before it stands for election. Default 1,000 ms.
+    /// How long a member hears nothing of a leader before it stands for election: between this and 1.3 times this, by
+    /// chance. Default 1,000 ms.
     pub election_ms: u64,
+    /// How long a proposal waits for a leader, and a linearizable read for a confirmed one. Default 7,000 ms.
+    pub request_timeout_ms: u64,
+    /// Learners that the cluster may have. Default 1.
+    pub max_learners: usize,
+    /// Refuse membership changes that could leave the cluster without a quorum. Default true.
+    pub strict_reconfig: bool,
+    /// For an answer of a peer that requests are under way to. Default 5,000 ms.
+    pub peer_read_timeout_ms: u64,
+    /// For a peer to take bytes. Default 5,000 ms.
+    pub peer_write_timeout_ms: u64,
+    /// Bytes per second at which a snapshot is sent to a member; 0, the default, is as fast as possible.
+    pub snapshot_rate_bytes_max: u64,
+    /// Told what happens between this member and its peers.
+    pub network: Option<Arc<dyn NetworkObserver>>,
     /// Entries applied since the last snapshot before another one is made. Default 10,000. A snapshot makes the store
     /// durable, which writes table files: so it also waits for [`Config::snapshot_bytes_min`] of log or
     /// [`Config::snapshot_interval_ms`], whichever comes first.
@@ -64,9 +95,16 @@ impl Default for Config {
         Config {
             cluster_id: 0,
             member_id: 0,
-            peer_urls: Vec::new(),
+            founders: Vec::new(),
             heartbeat_ms: 100,
             election_ms: 1_000,
+            request_timeout_ms: 7_000,
+            max_learners: 1,
+            strict_reconfig: true,
+            peer_read_timeout_ms: 5_000,
+            peer_write_timeout_ms: 5_000,
+            snapshot_rate_bytes_max: 0,
+            network: None,
             snapshot_count: 10_000,
             snapshot_bytes_min: 32 << 20,
             snapshot_bytes_max: 256 << 20,
@@ -111,6 +149,9 @@ pub enum ConfigError {
 /// Time for a snapshot to be received and put in place; large states need it.
 const INSTALL_SNAPSHOT_TIMEOUT_MS: u64 = 10 * 60 * 1_000;
 
+/// Entries sent to a peer in one piece; the bytes are bounded where the log is read.
+const PAYLOAD_ENTRIES_MAX: u64 = 4_096;
+
 impl Config {
     /// Checks that the settings can work.
     ///
@@ -120,9 +161,27 @@ impl Config {
         self.consensus().map(drop)
     }
 
+    /// The limits of the transport. A peer that answers no ping within an election timeout is as good as gone.
+    pub(crate) fn net(&self) -> NetConfig {
+        NetConfig {
+            command_bytes_max: self.command_bytes_max,
+            batch_bytes_max: self.batch_bytes_max,
+            connect_timeout: Duration::from_millis(self.election_ms),
+            read_timeout: Duration::from_millis(self.peer_read_timeout_ms),
+            write_timeout: Duration::from_millis(self.peer_write_timeout_ms),
+            ping_timeout: Duration::from_millis(self.election_ms.saturating_mul(3) / 2),
+            install_timeout: Duration::from_millis(INSTALL_SNAPSHOT_TIMEOUT_MS),
+            snapshot_rate_bytes_max: self.snapshot_rate_bytes_max,
+            observer: self.network.clone(),
+        }
+    }
+
     pub(crate) fn consensus(&self) -> Result<openraft::Config, ConfigError> {
         let at_least_one = [
             ("heartbeat_ms", self.heartbeat_ms),
+            ("request_timeout_ms", self.request_timeout_ms),
+            ("peer_read_timeout_ms", self.peer_read_timeout_ms),
+            ("peer_write_timeout_ms", self.peer_write_timeout_ms),
             ("snapshot_count", self.snapshot_count),
             ("command_bytes_max", self.command_bytes_max as u64),
             ("queue_entries_max", self.queue_entries_max as u64),
@@ -138,18 +197,21 @@ impl Config {
         if election_ms < heartbeat_ms.saturating_mul(5) {
             return Err(ConfigError::ElectionTooShort { election_ms, heartbeat_ms });
         }
-        let election_max_ms = election_ms.saturating_mul(2);
+        // A follower keeps faith with its leader for the longest of these, and then waits for a random one of them: so it
+        // stands for election after 1.0 to 1.3 times the election timeout.
+        let (wait_min_ms, lease_ms) = (election_ms * 35 / 100, election_ms * 65 / 100);
         let config = openraft::Config {
             cluster_name: format!("{:x}", self.cluster_id),
             heartbeat_interval: heartbeat_ms,
-            election_timeout_min: election_ms,
-            election_timeout_max: election_max_ms,
+            election_timeout_min: wait_min_ms,
+            election_timeout_max: lease_ms,
             install_snapshot_timeout: INSTALL_SNAPSHOT_TIMEOUT_MS,
             // A candidate that cannot win does not disturb the leader, and nobody leads without having been elected.
             enable_pre_vote: Some(true),
             enable_leader_restore: Some(false),
-            // The leader's lease, which is the longest election timeout, and one such timeout on top.
-            quorum_loss_probe_interval: Some(election_max_ms.saturating_mul(2)),
+            // The leader's lease and the longest wait on top.
+            quorum_loss_probe_interval: Some(lease_ms.saturating_mul(2)),
+            max_payload_entries: PAYLOAD_ENTRIES_MAX,
             // The policy task asks for snapshots; openraft then drops what lies `catchup_entries` behind one.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.catchup_entries,

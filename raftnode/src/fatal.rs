@@ -27,6 +27,14 @@ pub enum FatalError {
     /// A snapshot received from the leader could not be put in place.
     #[error("the snapshot received from the leader cannot be installed")]
     Install(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The other members will have nothing to do with this one any more.
+    #[error("member {by:x} refuses this one: {reason}")]
+    Refused {
+        /// Who said so.
+        by: u64,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// Consensus stopped by itself.
     #[error("consensus stopped: {reason}")]
     Consensus {

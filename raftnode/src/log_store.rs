@@ -7,6 +7,7 @@
 //! - The first failure is final: it is kept as the node's fatal error and every later call fails.
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,6 +21,7 @@ use crate::entry::to_wal;
 use crate::fatal::FatalError;
 use crate::log_reader::LogReader;
 use crate::progress::Shared;
+use crate::snapshot::unmark_install;
 use crate::types::{RaftEntry, RaftLogId, RaftVote, TypeConfig, log_id_at, log_index, position};
 
 /// The vote as last saved, shared with the readers, who must see it as soon as `save_vote` has returned.
@@ -32,6 +34,8 @@ pub(crate) struct LogStore {
     reader: LogReader,
     vote: SharedVote,
     shared: Arc<Shared>,
+    /// Where the store is, beside which an installed snapshot leaves its mark until the log is behind it.
+    store: Arc<Path>,
 }
 
 struct Inner {
@@ -60,7 +64,7 @@ pub(crate) struct Found {
 }
 
 impl LogStore {
-    pub(crate) fn new(wal: Wal, found: Found, shared: Arc<Shared>) -> LogStore {
+    pub(crate) fn new(wal: Wal, found: Found, shared: Arc<Shared>, store: &Path) -> LogStore {
         let vote = SharedVote::new(Mutex::new(found.vote));
         let reader = LogReader::new(wal.reader(), Arc::clone(&vote), Arc::clone(&shared));
         let inner = Inner {
@@ -71,7 +75,7 @@ impl LogStore {
             committed_saved: found.committed,
             vote: found.vote,
         };
-        LogStore { inner: Arc::new(Mutex::new(inner)), reader, vote, shared }
+        LogStore { inner: Arc::new(Mutex::new(inner)), reader, vote, shared, store: store.into() }
     }
 
     /// The log's own reader, for replay.
@@ -271,7 +275,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         inner.last = inner.last.max(Some(log_id));
         self.shared.purged.fetch_max(upto.index.get(), Ordering::AcqRel);
         self.shared.last.fetch_max(upto.index.get(), Ordering::AcqRel);
-        self.flush_in_background(&inner, ticket);
+        let (shared, store) = (Arc::clone(&self.shared), Arc::clone(&self.store));
+        inner.flush(ticket, move |result| match result {
+            Ok(()) => {
+                if let Err(error) = unmark_install(&store) {
+                    tracing::warn!(%error, "a mark that has served stays until the next start");
+                }
+            }
+            Err(error) => drop(fail(&shared, Arc::new(error))),
+        });
         Ok(())
     }
 }

@@ -6,24 +6,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
 use openraft::Raft;
 use tally_apply::{Outcome, Reads};
+use tally_backend::{Size, StorageError};
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::barrier::{Barrier, BarrierError};
-use crate::batcher::{Proposals, ProposeError, batcher};
+use crate::barrier::{Barrier, BarrierError, IndexSource};
 use crate::command::EncodedCommand;
 use crate::config::Config;
 use crate::fatal::FatalError;
+use crate::cluster::{self, Changes, Inside, Leader, Leadership, applied_members};
 use crate::log_store::LogStore;
+use crate::member::{MemberChange, MemberError, PeerMember, TransferError};
+use crate::peer::Net;
 use crate::policy;
+use crate::proposals::{Parts, Proposals, ProposeError, batcher};
 use crate::progress::{Progress, Shared};
 use crate::start::{StartError, Started, start};
 use crate::state_machine::{SharedLive, StateMachine};
-use crate::status::{self, Status};
+use crate::status::{self, Follower, RemovedSignal, Status};
 use crate::storage::{DirectoryLock, Storage};
+
 use crate::types::{TypeConfig, log_id};
 
 pub(crate) type RaftHandle = Raft<TypeConfig, StateMachine>;
@@ -41,13 +45,19 @@ pub struct Node {
 }
 
 struct Inner {
+    member_id: u64,
     raft: RaftHandle,
+    net: Net,
     proposals: Proposals,
     barrier: Arc<Barrier>,
+    changes: Arc<Changes>,
+    leadership: Leadership,
+    election_timeout: Duration,
     status: watch::Receiver<Status>,
     shared: Arc<Shared>,
     log: LogStore,
     live: SharedLive,
+    removed: RemovedSignal,
     stop_proposals: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     stopped: OnceCell<Result<(), ShutdownError>>,
@@ -88,65 +98,131 @@ pub(crate) async fn raised(mut flag: watch::Receiver<bool>) {
 }
 
 impl Node {
-    /// Starts a node: applies what was committed, joins or founds its cluster, and serves from then on.
+    /// Starts a node: applies what was committed, founds its cluster or waits to be contacted, and serves from then on.
     ///
-    /// Returns as soon as consensus runs, which may be before there is a leader: see [`ready`](Node::ready). Must be
-    /// called inside a tokio runtime with time enabled.
+    /// Returns as soon as consensus runs, which may be before there is a leader: see [`ready`](Node::ready). Its
+    /// [`peer_router`](Node::peer_router) must be served before that. Must be called inside a tokio runtime with time
+    /// and I/O enabled.
     ///
     /// # Errors
     /// [`StartError`]: settings that cannot work, or data that cannot be read or applied.
     pub async fn start(config: Config, storage: Storage) -> Result<Node, StartError> {
-        let Started { raft, shared, log, machine, live, lock } = start(&config, storage).await?;
+        let Started { raft, net, shared, waiting, again, log, machine, live, lock } = start(&config, storage).await?;
+        let member_id = config.member_id;
         let (stop_proposals, stop) = (watch::Sender::new(false), watch::Sender::new(false));
-        let (proposals, task) = batcher(&config, raft.clone(), Arc::clone(&shared));
+        let leadership = Leadership::follow(&raft, member_id);
+        let timeout = Duration::from_millis(config.request_timeout_ms);
+        let parts = Parts {
+            raft: raft.clone(),
+            net: net.clone(),
+            leadership: leadership.clone(),
+            waiting,
+            again,
+            shared: Arc::clone(&shared),
+        };
+        let (proposals, forwarded, task) = batcher(&config, parts);
         let batcher = tokio::spawn(task.run(raised(stop_proposals.subscribe())));
+
         let barrier = Arc::new(Barrier::new(Arc::clone(&shared)));
-        tokio::spawn(Arc::clone(&barrier).run(raft.clone(), raised(stop.subscribe())));
+        let source = IndexSource {
+            raft: raft.clone(),
+            net: net.clone(),
+            leadership: leadership.clone(),
+            shared: Arc::clone(&shared),
+            timeout,
+        };
+        tokio::spawn(Arc::clone(&barrier).run(source, raised(stop.subscribe())));
+
         let (status_sender, status) = watch::channel(Status::default());
-        let stopping = raised(stop.subscribe());
-        tokio::spawn(status::run(status_sender, raft.clone(), config.member_id, Arc::clone(&shared), stopping));
+        let removed = RemovedSignal::new(watch::Sender::new(false));
+        let follower = Follower {
+            status: status_sender,
+            raft: raft.clone(),
+            member_id,
+            shared: Arc::clone(&shared),
+            net: net.clone(),
+            removed: Arc::clone(&removed),
+        };
+        tokio::spawn(status::run(follower, raised(stop.subscribe())));
+
+        let changes = Arc::new(Changes {
+            member_id,
+            max_learners: config.max_learners,
+            strict: config.strict_reconfig,
+            timeout,
+            raft: raft.clone(),
+            net: net.clone(),
+            barrier: Arc::clone(&barrier),
+            proposals: proposals.clone(),
+            leadership: leadership.clone(),
+            shared: Arc::clone(&shared),
+            live: Arc::clone(&live),
+            turn: tokio::sync::Mutex::new(()),
+        });
+        let (finishing, stopping) = (Arc::clone(&changes).finish_what_others_began(), raised(stop.subscribe()));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = finishing => {}
+                () = stopping => {}
+            }
+        });
+        net.set_host(Arc::new(Inside {
+            cluster_id: config.cluster_id,
+            member_id,
+            raft: raft.clone(),
+            barrier: Arc::clone(&barrier),
+            leadership: leadership.clone(),
+            changes: Arc::clone(&changes),
+            forwarded,
+            shared: Arc::clone(&shared),
+            live: Arc::clone(&live),
+            removed: Arc::clone(&removed),
+        }));
+        let election_timeout = Duration::from_millis(config.election_ms);
         tokio::spawn(policy::run(config, raft.clone(), Arc::clone(&shared), raised(stop.subscribe())));
-        let ending = Mutex::new(Some(Ending { batcher, machine }));
-        let stopped = OnceCell::new();
         let inner = Inner {
+            member_id,
             raft,
+            net,
             proposals,
             barrier,
+            changes,
+            leadership,
+            election_timeout,
             status,
             shared,
             log,
             live,
+            removed,
             stop_proposals,
             stop,
-            stopped,
-            ending,
+            stopped: OnceCell::new(),
+            ending: Mutex::new(Some(Ending { batcher, machine })),
             _lock: lock,
         };
         Ok(Node { inner: Arc::new(inner) })
     }
 
-    /// Waits until this member has a leader and can serve: as the leader it has then applied everything that was
-    /// committed before it was elected.
+    /// Waits until this member can serve: a leader has been confirmed, and everything committed by then is applied here.
+    ///
+    /// Without a quorum this waits for one, however long that takes.
     ///
     /// # Errors
     /// The fatal error, if the node fails, or [`BarrierError::Stopped`].
     pub async fn ready(&self) -> Result<(), BarrierError> {
-        let mut status = self.inner.status.clone();
         loop {
-            let led = status.wait_for(|status| status.leader.is_some() || status.fatal.is_some()).await;
-            // What is borrowed here keeps the status from being written, so it must not be kept.
-            led.map(drop).map_err(|_| BarrierError::Stopped)?;
             match self.read_barrier().await {
-                Ok(_) | Err(BarrierError::NotLeader { .. }) => return Ok(()),
+                Ok(_) => return Ok(()),
                 Err(error @ (BarrierError::Stopped | BarrierError::Fatal(_))) => return Err(error),
-                // Leadership has just changed hands: a moment later it is known who has it.
-                Err(BarrierError::NoLeader | BarrierError::NoQuorum) => tokio::time::sleep(READY_RETRY).await,
+                Err(BarrierError::NoLeader | BarrierError::NoQuorum) => {}
             }
         }
     }
 
-    /// Proposes a command. The future resolves to its outcome once it is durable on a majority, and durable and applied
-    /// here; dropping the future does not take the proposal back.
+    /// Proposes a command, whoever leads. The future resolves to its outcome once it is durable on a majority, and
+    /// durable and applied here; dropping the future takes the proposal back only while no leader has it.
+    ///
+    /// An election is a pause: what the old leader can no longer carry out is proposed to the new one, once.
     ///
     /// # Errors
     /// [`ProposeError`] says for each case whether the command may still be carried out.
@@ -159,12 +235,54 @@ impl Node {
     }
 
     /// Waits until a read here is linearizable: leadership has been confirmed by a quorum round that began after this
-    /// call, and everything committed by then is applied. Resolves to an applied index.
+    /// call, and everything committed by then is applied here. Resolves to an applied index.
     ///
     /// # Errors
     /// [`BarrierError`]; nothing was read, so trying again is safe.
     pub fn read_barrier(&self) -> impl Future<Output = Result<u64, BarrierError>> + Send + 'static {
         self.inner.barrier.join()
+    }
+
+    /// The members, as of what is applied here.
+    pub fn members(&self) -> Vec<PeerMember> {
+        applied_members(&self.inner.live)
+    }
+
+    /// Changes the membership. May be asked of any member; the leader carries it out, one change at a time. A change that
+    /// nobody waits for any more goes on.
+    ///
+    /// # Errors
+    /// [`MemberError`]; after all but [`MemberError::Unclear`] nothing was changed.
+    pub async fn change_members(&self, change: MemberChange) -> Result<(), MemberError> {
+        self.inner.changes.change(change).await
+    }
+
+    /// Hands leadership over to another voter. Resolves when it leads.
+    ///
+    /// # Errors
+    /// [`TransferError`]; this member then leads on, or somebody else was elected.
+    pub async fn transfer_leader(&self, to: u64) -> Result<(), TransferError> {
+        self.inner.hand_over(to).await
+    }
+
+    /// Hands leadership over to the voter that is the most up to date, if this member leads others; what is proposed here
+    /// from then on waits for the next leader. For a planned stop. Returns when somebody else leads, or nobody can.
+    pub async fn hand_over(&self) {
+        self.inner.leave_leadership().await;
+    }
+
+    /// How big the store is.
+    ///
+    /// # Errors
+    /// The store cannot say, or has failed.
+    pub fn store_size(&self) -> Result<Size, StorageError> {
+        self.inner.live.load().backend.size()
+    }
+
+    /// Resolves when this member has left the cluster for good: the process must then stop. Its data is of no use to
+    /// anybody any more.
+    pub async fn removed(&self) {
+        raised(self.inner.removed.subscribe()).await;
     }
 
     /// What the node says about itself: leadership as it changes, counters a few times a second.
@@ -214,15 +332,13 @@ impl Node {
         Ok(self.inner.shared.durable.load(Ordering::Acquire))
     }
 
-    /// Routes for other members. A cluster of one has none: every request is refused.
+    /// Routes for other members, to be served where the peer URLs of this one lead.
     pub fn peer_router(&self) -> Router {
-        Router::new().fallback(|| async {
-            (StatusCode::NOT_FOUND, "this cluster has one member: there is nothing for peers here\n")
-        })
+        self.inner.net.router()
     }
 
-    /// Stops taking proposals, answers those under way, and leaves everything durable and closed. Idempotent: later
-    /// calls, also concurrent ones, have the result of the first.
+    /// Hands leadership over if this member leads others, stops taking proposals, answers those under way, and leaves
+    /// everything durable and closed. Idempotent: later calls, also concurrent ones, have the result of the first.
     ///
     /// # Errors
     /// [`ShutdownError`] if it was not clean.
@@ -231,18 +347,32 @@ impl Node {
     }
 }
 
-/// How long [`Node::ready`] waits when leadership has just changed hands.
-const READY_RETRY: Duration = Duration::from_millis(5);
-
 impl Inner {
+    async fn hand_over(&self, to: u64) -> Result<(), TransferError> {
+        cluster::hand_over(&self.raft, self.leadership.clone(), to, self.election_timeout).await
+    }
+
+    /// What clients wait for goes on under the next leader, so a planned stop costs them no more than a moment.
+    async fn leave_leadership(&self) {
+        if !matches!(self.leadership.now(), Leader::Here { .. }) || self.shared.fatal.get().is_some() {
+            return;
+        }
+        let Some(to) = cluster::successor(&self.raft, &self.net, self.member_id).await else { return };
+        if let Err(error) = self.hand_over(to).await {
+            tracing::warn!(%error, "leadership was not handed over; the others elect somebody");
+        }
+    }
+
     async fn stop(&self) -> Result<(), ShutdownError> {
         let ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Ending { batcher, machine }) = ending else { return Ok(()) };
+        self.leave_leadership().await;
         self.stop_proposals.send_replace(true);
         let drained = tokio::time::timeout(DRAIN_MAX, batcher).await;
         self.stop.send_replace(true);
         let pending = self.shared.pending.load(Ordering::Relaxed);
         let consensus = self.raft.shutdown().await;
+        self.net.close();
         // Resolves, with an error, when the state machine is dropped: nothing is applied after that.
         drop(machine.await);
         if let Some(error) = self.shared.fatal.get() {

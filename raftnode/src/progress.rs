@@ -30,6 +30,10 @@ pub(crate) struct Shared {
     pub(crate) pending: AtomicU64,
     /// Proposals answered with an error of consensus (not refusals, which are outcomes).
     pub(crate) failed: AtomicU64,
+    /// Read index rounds that took longer than half a second.
+    pub(crate) read_indexes_slow: AtomicU64,
+    /// Read index rounds that got no index.
+    pub(crate) read_indexes_failed: AtomicU64,
 }
 
 impl Shared {
@@ -46,6 +50,8 @@ impl Shared {
             logged: LogDurable::new(last),
             pending: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            read_indexes_slow: AtomicU64::new(0),
+            read_indexes_failed: AtomicU64::new(0),
         }
     }
 
@@ -67,6 +73,8 @@ impl Shared {
             purged: self.purged.load(Ordering::Acquire),
             proposals_pending: self.pending.load(Ordering::Relaxed),
             proposals_failed: self.failed.load(Ordering::Relaxed),
+            read_indexes_slow: self.read_indexes_slow.load(Ordering::Relaxed),
+            read_indexes_failed: self.read_indexes_failed.load(Ordering::Relaxed),
         }
     }
 }
@@ -88,6 +96,10 @@ pub struct Progress {
     pub proposals_pending: u64,
     /// Proposals that consensus did not carry out (refusals are outcomes and are not counted).
     pub proposals_failed: u64,
+    /// Rounds of linearizable reads whose confirmation took longer than half a second.
+    pub read_indexes_slow: u64,
+    /// Rounds of linearizable reads that no leader confirmed in time.
+    pub read_indexes_failed: u64,
 }
 
 impl Progress {

@@ -1,8 +1,14 @@
 //! Snapshots: a durable backend *is* the snapshot.
 //!
 //! Building one makes the backend durable and notes how far; no file is copied. What is handed to openraft is a
-//! [`Checkpoint`], from which the bytes are exported when a peer needs them. Installing one stages the bytes beside the
-//! state in force, proves their root, and only then switches.
+//! [`Checkpoint`], from which the bytes are exported when a peer needs them; what a peer has sent is one, too. Installing
+//! one stages the bytes beside the state in force, proves their root, and only then switches.
+//!
+//! The log of a member that gets a snapshot ends before it. Between the switch and the moment at which the log is durably
+//! said to go on behind the snapshot, a crash would leave what looks like a log that was replaced by an older one. So the
+//! position is marked before the switch (see [`mark`]), and the next start finishes what was begun.
+
+mod mark;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,17 +17,44 @@ use std::sync::atomic::Ordering;
 
 use openraft::storage::RaftSnapshotBuilder;
 use tally_apply::{Applier, Reads};
-use tally_backend::{Applied, Backend};
+use tally_backend::{Applied, Backend, Export};
 
 use crate::codec::{CodecError, decode_in_force};
 use crate::fatal::FatalError;
 use crate::progress::Shared;
 use crate::types::{Snapshot, SnapshotMeta, TypeConfig, log_id};
 
-/// A durable state that can be exported. The export may be newer than the position noted here, never older.
+pub(crate) use mark::{MarkError, finish_install, unmark_install};
+
+/// A durable state.
 #[derive(Clone, Debug)]
-pub(crate) struct Checkpoint {
-    pub(crate) backend: Backend,
+pub(crate) enum Checkpoint {
+    /// This member's own, from which an export can be made. That may be newer than the position noted here, never older.
+    Live(Backend),
+    /// A peer's, received whole and checked.
+    Received(Arc<OwnedExport>),
+}
+
+/// An export that is deleted when nobody needs it any more.
+#[derive(Debug)]
+pub(crate) struct OwnedExport(Export);
+
+impl OwnedExport {
+    pub(crate) fn new(export: Export) -> OwnedExport {
+        OwnedExport(export)
+    }
+
+    pub(crate) fn export(&self) -> &Export {
+        &self.0
+    }
+}
+
+impl Drop for OwnedExport {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.clone().remove() {
+            tracing::warn!(%error, "a snapshot is left behind; the next start deletes it");
+        }
+    }
 }
 
 /// Builds one snapshot.
@@ -65,7 +98,7 @@ pub(crate) fn snapshot_of(backend: Backend, durable: Applied) -> Result<Snapshot
         last_log_id: log_id(durable.index, durable.term),
         last_membership: decode_in_force(&durable.membership)?,
     };
-    Ok(Snapshot { meta, snapshot: Checkpoint { backend } })
+    Ok(Snapshot { meta, snapshot: Checkpoint::Live(backend) })
 }
 
 /// Why a snapshot could not be put in force. The state before it is untouched, but the member cannot follow its leader.
@@ -79,11 +112,13 @@ pub(crate) enum InstallError {
     State(#[from] tally_apply::OpenError),
     #[error("the snapshot is at index {found}, the leader announced {announced}")]
     Position { found: u64, announced: u64 },
+    #[error("the position of the snapshot cannot be marked")]
+    Mark(#[from] MarkError),
     #[error("the task that installs it ended by a panic")]
     Task,
 }
 
-/// Where received exports are put before they are installed: beside the store, on the same disk.
+/// Where exports are put while they are sent, or before they are installed: beside the store, on the same disk.
 pub(crate) fn incoming_dir(store: &Path) -> PathBuf {
     store.with_file_name("incoming")
 }
@@ -98,15 +133,17 @@ pub(crate) fn install(
     announced: u64,
     kv: tally_mvcc::Options,
 ) -> Result<(Backend, Applier, Reads), InstallError> {
-    let incoming = incoming_dir(backend.path());
-    let export = snapshot.backend.export(&incoming)?;
-    let staged = backend.stage(export.path())?;
+    let export = match snapshot {
+        Checkpoint::Live(other) => Arc::new(OwnedExport::new(other.export(&incoming_dir(backend.path()))?)),
+        Checkpoint::Received(export) => Arc::clone(export),
+    };
+    let staged = backend.stage(export.export().path())?;
     let (applier, reads) = Applier::open(staged.backend().clone(), kv)?;
     let found = applier.applied().index;
     if found < announced {
         return Err(InstallError::Position { found, announced });
     }
+    mark::mark_install(backend.path(), applier.applied())?;
     let backend = staged.switch()?;
-    export.remove()?;
     Ok((backend, applier, reads))
 }

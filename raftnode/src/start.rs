@@ -8,7 +8,8 @@ use arc_swap::ArcSwap;
 use openraft::Raft;
 use openraft::errors::Fatal;
 use tally_wal::Recovered;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
 use crate::codec::{CodecError, decode_vote};
 use crate::config::{ApplyLimits, Config, ConfigError};
@@ -19,8 +20,9 @@ use crate::progress::Shared;
 use crate::replay::{ReplayError, replay};
 use crate::state_machine::{Live, SharedLive, StateMachine};
 use crate::storage::{DirectoryLock, Storage};
-use crate::transport::Transport;
+use crate::peer::{Local, Net};
 use crate::types::{Peer, RaftLogId, TypeConfig, log_id_at, log_index};
+use crate::proposals::{Unsent, Waiting};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +65,10 @@ pub enum StartError {
 /// A running consensus and what the node keeps beside it.
 pub(crate) struct Started {
     pub(crate) raft: RaftHandle,
+    pub(crate) net: Net,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) waiting: Arc<Waiting>,
+    pub(crate) again: mpsc::UnboundedReceiver<Unsent>,
     pub(crate) log: LogStore,
     pub(crate) machine: oneshot::Receiver<Infallible>,
     pub(crate) live: SharedLive,
@@ -73,26 +78,39 @@ pub(crate) struct Started {
 pub(crate) async fn start(config: &Config, storage: Storage) -> Result<Started, StartError> {
     let consensus = Arc::new(config.consensus()?);
     check_identity(config, &storage.recovered)?;
-    let Assembled { log, mut machine, shared, live, released, lock, replay_upto, pristine } =
+    let directory = storage.recovered.metadata.directory_uuid;
+    let Assembled { log, mut machine, shared, waiting, again, live, released, lock, replay_upto, pristine } =
         assemble(storage, config.apply)?;
+    let local = Local {
+        cluster_id: config.cluster_id,
+        member_id: config.member_id,
+        directory,
+        start_id: waiting.origin(),
+    };
+    let net = Net::new(config.net(), local);
     let first = shared.applied.get() + 1;
     if first <= replay_upto {
         tracing::info!(first, last = replay_upto, "applying what was committed and is not in the store yet");
         replay(&mut machine, log.reader(), first, replay_upto, config.apply).await?;
     }
-    let raft: RaftHandle = Raft::new(config.member_id, consensus, Transport, log.clone(), machine)
+    let raft: RaftHandle = Raft::new(config.member_id, consensus, net.transport(), log.clone(), machine)
         .await
         .map_err(|error| failed(&shared, &error))?;
-    if pristine {
-        let founder = Peer { urls: config.peer_urls.clone() };
-        raft.initialize(BTreeMap::from([(config.member_id, founder)])).await.map_err(|error| match error.fatal() {
-            Some(fatal) => failed(&shared, fatal),
-            None => StartError::Bootstrap { reason: error.to_string() },
-        })?;
+    if pristine && !config.founders.is_empty() {
+        found_cluster(config, &raft, &shared).await?;
     } else {
         elect_if_alone(config.member_id, &raft).await.map_err(|error| failed(&shared, &error))?;
     }
-    Ok(Started { raft, shared, log, machine: released, live, lock })
+    Ok(Started { raft, net, shared, waiting, again, log, machine: released, live, lock })
+}
+
+/// Every founder writes the same first entry, so it does not matter who does it first.
+async fn found_cluster(config: &Config, raft: &RaftHandle, shared: &Shared) -> Result<(), StartError> {
+    let founders = config.founders.iter().map(|founder| (founder.id, Peer { urls: founder.peer_urls.clone() }));
+    raft.initialize(founders.collect::<BTreeMap<_, _>>()).await.map_err(|error| match error.fatal() {
+        Some(fatal) => failed(shared, fatal),
+        None => StartError::Bootstrap { reason: error.to_string() },
+    })
 }
 
 /// Opened storage in the form in which openraft takes it.
@@ -100,6 +118,8 @@ pub(crate) struct Assembled {
     pub(crate) log: LogStore,
     pub(crate) machine: StateMachine,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) waiting: Arc<Waiting>,
+    pub(crate) again: mpsc::UnboundedReceiver<Unsent>,
     pub(crate) live: SharedLive,
     pub(crate) released: oneshot::Receiver<Infallible>,
     pub(crate) lock: DirectoryLock,
@@ -122,10 +142,15 @@ pub(crate) fn assemble(storage: Storage, limits: ApplyLimits) -> Result<Assemble
         backend.durable().index,
         index(found.purged),
     ));
+    let store = backend.path().to_path_buf();
     let live = SharedLive::new(ArcSwap::from_pointee(Live { backend, reads }));
-    let (machine, released) = StateMachine::new(applier, Arc::clone(&live), kv, Arc::clone(&shared), limits);
-    let log = LogStore::new(wal, found, Arc::clone(&shared));
-    Ok(Assembled { log, machine, shared, live, released, lock, replay_upto, pristine })
+    // Random, so that what an earlier process of this member proposed is not taken for this one's.
+    let (origin, _) = Uuid::new_v4().as_u64_pair();
+    let (waiting, again) = Waiting::new(origin, Arc::clone(&shared));
+    let (machine, released) =
+        StateMachine::new(applier, Arc::clone(&live), kv, Arc::clone(&shared), Arc::clone(&waiting), limits);
+    let log = LogStore::new(wal, found, Arc::clone(&shared), &store);
+    Ok(Assembled { log, machine, shared, waiting, again, live, released, lock, replay_upto, pristine })
 }
 
 /// The only voter need not wait for an election timeout: nobody else can lead.

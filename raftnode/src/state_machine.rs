@@ -15,13 +15,16 @@ use tally_apply::{Applier, Body, Committed, Outcome, Reads};
 use tally_backend::Backend;
 use tokio::sync::oneshot;
 
+use crate::proposals::ProposeError;
 use crate::codec::decode_in_force;
+use crate::command::Stamp;
 use crate::config::ApplyLimits;
 use crate::entry::to_committed;
 use crate::fatal::FatalError;
 use crate::progress::Shared;
 use crate::snapshot::{Checkpoint, InstallError, SnapshotBuilder, install, snapshot_of};
 use crate::types::{RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id, log_index};
+use crate::proposals::Waiting;
 
 /// The store in force and its readers' side; an installed snapshot replaces both together.
 pub(crate) struct Live {
@@ -38,6 +41,7 @@ pub(crate) struct StateMachine {
     /// For opening the state of a snapshot.
     kv: tally_mvcc::Options,
     shared: Arc<Shared>,
+    waiting: Arc<Waiting>,
     limits: ApplyLimits,
     /// Dropped with this, which tells the node that the store is no longer in use.
     _in_use: oneshot::Sender<Infallible>,
@@ -47,7 +51,9 @@ pub(crate) struct StateMachine {
 #[derive(Default)]
 struct Chunk {
     entries: Vec<Committed>,
-    responders: Vec<Option<ApplyResponder<TypeConfig>>>,
+    /// Which of the entries are proposals of this process, in order, by their place among the entries.
+    own: Vec<(usize, Stamp)>,
+    responders: Vec<ApplyResponder<TypeConfig>>,
     bytes: usize,
 }
 
@@ -58,10 +64,11 @@ impl StateMachine {
         live: SharedLive,
         kv: tally_mvcc::Options,
         shared: Arc<Shared>,
+        waiting: Arc<Waiting>,
         limits: ApplyLimits,
     ) -> (StateMachine, oneshot::Receiver<Infallible>) {
         let (in_use, released) = oneshot::channel();
-        (StateMachine { applier, live, kv, shared, limits, _in_use: in_use }, released)
+        (StateMachine { applier, live, kv, shared, waiting, limits, _in_use: in_use }, released)
     }
 
     /// Applies entries with one commit and makes them known.
@@ -80,11 +87,15 @@ impl StateMachine {
 
     fn answer(&mut self, chunk: &mut Chunk) -> io::Result<()> {
         let outcomes = self.commit(&chunk.entries)?;
-        for (responder, outcome) in chunk.responders.drain(..).zip(outcomes) {
-            if let Some(responder) = responder {
-                responder.send(outcome);
-            }
+        let mut outcomes = outcomes.into_iter().enumerate();
+        let own = chunk.own.drain(..).filter_map(|(place, stamp)| {
+            outcomes.find(|(at, _)| *at == place).map(|(_, outcome)| (stamp, outcome))
+        });
+        self.waiting.complete(own);
+        if let Some(last) = chunk.entries.last() {
+            self.waiting.decided(last.term);
         }
+        chunk.responders.drain(..).for_each(|responder| responder.send(()));
         chunk.entries.clear();
         chunk.bytes = 0;
         Ok(())
@@ -122,10 +133,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 self.answer(&mut chunk)?;
                 tokio::task::yield_now().await;
             }
-            let entry = to_committed(entry);
+            let (entry, stamp) = to_committed(entry);
+            if let Some(stamp) = stamp.filter(|stamp| stamp.origin == self.waiting.origin()) {
+                chunk.own.push((chunk.entries.len(), stamp));
+            }
             chunk.bytes += bytes_of(&entry);
             chunk.entries.push(entry);
-            chunk.responders.push(responder);
+            chunk.responders.extend(responder);
         }
         if chunk.entries.is_empty() { Ok(()) } else { self.answer(&mut chunk) }
     }
@@ -152,6 +166,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.shared.committed.fetch_max(index, Ordering::AcqRel);
         self.shared.durable.fetch_max(index, Ordering::AcqRel);
         self.shared.applied.advance(index);
+        // What was jumped over may have held proposals of this process.
+        self.waiting.lose_all(&ProposeError::Discarded);
+        self.waiting.decided(self.applier.applied().term);
         Ok(())
     }
 

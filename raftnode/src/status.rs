@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::entry::MembershipView;
 use crate::fatal::FatalError;
 use crate::node::RaftHandle;
+use crate::peer::Net;
 use crate::progress::{Progress, Shared};
 use crate::types::TypeConfig;
 
@@ -52,14 +53,52 @@ impl Status {
     }
 }
 
-/// Keeps `status` true until `stop` resolves, and makes a consensus that stopped by itself fatal.
-pub(crate) async fn run(
-    status: watch::Sender<Status>,
-    raft: RaftHandle,
+/// Resolves, for whoever watches, when this member has left the cluster for good.
+pub(crate) type RemovedSignal = Arc<watch::Sender<bool>>;
+
+/// Notices that a committed membership no longer holds this member, after one that did.
+struct Belonging {
     member_id: u64,
-    shared: Arc<Shared>,
-    stop: impl Future<Output = ()>,
-) {
+    was_member: bool,
+    removed: RemovedSignal,
+}
+
+impl Belonging {
+    fn update(&mut self, server: &RaftServerMetrics<TypeConfig>) {
+        let committed = &server.committed_membership_config;
+        if committed.log_id().is_none() {
+            return;
+        }
+        let is_member = committed.membership().get_node(&self.member_id).is_some();
+        self.was_member |= is_member;
+        // A leader that removed itself goes on until the others know, and has handed over, before it goes.
+        if self.was_member && !is_member && !server.state.is_leader() {
+            self.removed.send_replace(true);
+        }
+    }
+}
+
+/// Tells the transport where the members are.
+fn tell_addresses(net: &Net, server: &RaftServerMetrics<TypeConfig>) {
+    for (id, peer) in server.membership_config.membership().nodes() {
+        net.set_addresses(*id, &peer.urls);
+    }
+}
+
+/// What the task below looks after.
+pub(crate) struct Follower {
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) raft: RaftHandle,
+    pub(crate) member_id: u64,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) net: Net,
+    pub(crate) removed: RemovedSignal,
+}
+
+/// Keeps `status` true until `stop` resolves, and makes a consensus that stopped by itself fatal.
+pub(crate) async fn run(follower: Follower, stop: impl Future<Output = ()>) {
+    let Follower { status, raft, member_id, shared, net, removed } = follower;
+    let mut belonging = Belonging { member_id, was_member: false, removed };
     let fatal = shared.fatal.wait();
     tokio::pin!(stop, fatal);
     let mut server = raft.server_metrics();
@@ -67,6 +106,8 @@ pub(crate) async fn run(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let seen = server.borrow_watched().clone();
     status.send_modify(|status| status.update(&seen, member_id));
+    tell_addresses(&net, &seen);
+    belonging.update(&seen);
     loop {
         tokio::select! {
             biased;
@@ -82,6 +123,8 @@ pub(crate) async fn run(
                     continue;
                 }
                 let seen = server.borrow_watched().clone();
+                tell_addresses(&net, &seen);
+                belonging.update(&seen);
                 status.send_modify(|status| {
                     status.update(&seen, member_id);
                     status.progress = shared.progress();

@@ -17,9 +17,10 @@ use std::sync::Arc;
 
 use tally_apply::{Applier, Reads};
 use tally_backend::{Applied, Backend, Identity};
+use tally_wal::dump::{self, RecordType, RecordView, ScanOptions};
 use tally_wal::{Fs, LogPosition, Metadata, RealFs, Recovered, Wal};
 
-use crate::snapshot::incoming_dir;
+use crate::snapshot::{finish_install, incoming_dir};
 
 /// Where a member's data is and how to open it.
 pub struct StorageOptions {
@@ -126,6 +127,14 @@ pub enum OpenError {
         /// What is wrong.
         source: Box<tally_wal::OpenError>,
     },
+    /// The log cannot be read.
+    #[error("cannot read the log in {}", path.display())]
+    Scan {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<tally_wal::ScanError>,
+    },
     /// The store does not open.
     #[error("cannot open the store in {}", path.display())]
     Backend {
@@ -133,6 +142,14 @@ pub enum OpenError {
         path: PathBuf,
         /// What is wrong.
         source: Box<tally_backend::OpenError>,
+    },
+    /// A snapshot was being put in force when the process ended, and that cannot be finished.
+    #[error("cannot finish putting a received snapshot in force in {}", path.display())]
+    Install {
+        /// The store's directory.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The state in the store does not open.
     #[error("cannot open the state in {}", path.display())]
@@ -256,7 +273,7 @@ pub fn open_storage(options: StorageOptions) -> Result<Storage, OpenError> {
         directory_uuid: options.new_directory_uuid,
     });
     let wal_config = tally_wal::Config { metadata, ..options.wal.clone() };
-    let (wal, recovered) = Wal::open(Arc::clone(&options.wal_fs), &wal_dir, wal_config).map_err(wal_error)?;
+    let (mut wal, mut recovered) = Wal::open(Arc::clone(&options.wal_fs), &wal_dir, wal_config).map_err(wal_error)?;
     check_identity(&wal_dir, &recovered.metadata, options.cluster_id, options.member_id)?;
     if let Some(torn) = &recovered.torn {
         tracing::warn!(%torn, "cut the end of the log: an unfinished write, none of it acknowledged");
@@ -271,10 +288,48 @@ pub fn open_storage(options: StorageOptions) -> Result<Storage, OpenError> {
     backend_config.identity = Identity { cluster_id, member_id, directory_uuid };
     let backend = Backend::open(backend_config)
         .map_err(|source| OpenError::Backend { path: db_dir.clone(), source: Box::new(source) })?;
+    finish_install(&db_dir, &backend.applied(), &mut wal, &mut recovered)
+        .map_err(|source| OpenError::Install { path: db_dir.clone(), source: Box::new(source) })?;
     check_positions(&wal_dir, &wal, &recovered, &backend.applied())?;
     let (applier, reads) = Applier::open(backend.clone(), options.kv.clone())
         .map_err(|source| OpenError::State { path: db_dir, source: Box::new(source) })?;
     Ok(Storage { wal, recovered, backend, applier, reads, kv: options.kv, lock })
+}
+
+/// Whose data a directory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredIdentity {
+    /// The cluster.
+    pub cluster_id: u64,
+    /// The member.
+    pub member_id: u64,
+    /// The directory, which is published with the member's name, so that another one is never taken for it.
+    pub directory_uuid: [u8; 16],
+}
+
+/// Whose data the directory of `options` holds; `None` if it is new. The ids in `options` are not looked at, and
+/// nothing is changed.
+///
+/// # Errors
+/// [`OpenError`] if the log cannot be read, or if there is a store without one.
+pub fn stored_identity(options: &StorageOptions) -> Result<Option<StoredIdentity>, OpenError> {
+    let (wal, db) = (options.wal_path(), db_dir(&options.data_dir));
+    let wal_error = |source| OpenError::Wal { path: wal.clone(), source: Box::new(source) };
+    if !Wal::exists(options.wal_fs.as_ref(), &wal).map_err(wal_error)? {
+        return if Backend::exists(&db) { Err(OpenError::LogWiped { db, wal }) } else { Ok(None) };
+    }
+    let scan_error = |source| OpenError::Scan { path: wal.clone(), source: Box::new(source) };
+    let only_metadata = ScanOptions { types: vec![RecordType::Metadata], ..ScanOptions::default() };
+    let mut records = dump::scan_on(Arc::clone(&options.wal_fs), &wal, only_metadata).map_err(scan_error)?;
+    match records.next().transpose().map_err(scan_error)?.map(|record| record.view) {
+        Some(RecordView::Metadata(metadata)) => Ok(Some(StoredIdentity {
+            cluster_id: metadata.cluster_id,
+            member_id: metadata.member_id,
+            directory_uuid: metadata.directory_uuid,
+        })),
+        // Begun, and not one record of it finished: opening it will say more, or begin it anew.
+        Some(_) | None => Ok(None),
+    }
 }
 
 fn check_identity(wal_dir: &Path, found: &Metadata, cluster_id: u64, member_id: u64) -> Result<(), OpenError> {

@@ -8,10 +8,9 @@ use openraft::impls::leader_id_std::LeaderId;
 use openraft::impls::{BoxedErrorSource, InlineBatch, ProgressResponder, TokioRuntime};
 use openraft::vote::RaftLeaderId;
 use openraft::{Entry, EntryPayload, LogId, OptionalSend, RaftTypeConfig};
-use tally_apply::Outcome;
 use tally_wal::{LogIndex, LogPosition};
 
-use crate::command::EncodedCommand;
+use crate::command::LogPayload;
 use crate::snapshot::Checkpoint;
 
 /// The types openraft is built over.
@@ -19,8 +18,9 @@ use crate::snapshot::Checkpoint;
 pub(crate) struct TypeConfig;
 
 impl RaftTypeConfig for TypeConfig {
-    type D = EncodedCommand;
-    type R = Outcome;
+    type D = LogPayload;
+    /// Outcomes do not travel through openraft: each member's own state machine answers those who wait there.
+    type R = ();
     type NodeId = u64;
     type Node = Peer;
     type Term = u64;
@@ -50,7 +50,7 @@ pub(crate) struct Peer {
 pub(crate) type CommittedLeaderId = <LeaderId<u64, u64> as RaftLeaderId>::Committed;
 pub(crate) type RaftLogId = LogId<CommittedLeaderId>;
 pub(crate) type RaftVote = openraft::Vote<LeaderId<u64, u64>>;
-pub(crate) type RaftEntry = Entry<CommittedLeaderId, EntryPayload<EncodedCommand, u64, Peer>>;
+pub(crate) type RaftEntry = Entry<CommittedLeaderId, EntryPayload<LogPayload, u64, Peer>>;
 pub(crate) type Membership = openraft::Membership<u64, Peer>;
 pub(crate) type StoredMembership = openraft::StoredMembership<CommittedLeaderId, u64, Peer>;
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<CommittedLeaderId, u64, Peer>;

@@ -1,15 +1,21 @@
 //! A running server: opens what is below, mounts what is above, and closes all of it in the reverse order.
+//!
+//! ```text
+//!   bind all ─► who am I (join) ─► open data ─► start the node ─► serve peers, metrics, health
+//!            ─► wait for a leader ─► publish name and URLs ─► serve clients
+//!   stop:  refuse new clients ─► hand leadership over ─► answer what is under way ─► stop the node ─► cut off the peers
+//! ```
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use tally_apply::{Command, Member};
-use tally_raftnode::{EncodedCommand, Node, Storage, StorageOptions, open_storage};
+use tally_apply::Member;
+use tally_raftnode::{Node, Storage, StorageOptions, open_storage};
 use thiserror::Error;
 use tokio::task::JoinSet;
 
@@ -17,13 +23,21 @@ use crate::api;
 use crate::config::{API_VERSION, Config, Url, VERSION};
 use crate::datadir::{self, DataDirError};
 use crate::health::{Health, version_routes};
-use crate::http::{BindError, Connections, Front, Http, Http2, Limits, Listener};
-use crate::identity::{Ids, ids};
+use crate::http::{BindError, Bound, Connections, Front, Http, Http2, Limits};
+use crate::identity::Ids;
 use crate::jobs::{self, Schedule, Sweeper, SweeperConfig};
-use crate::metrics::{Metrics, Observed, Sizes, Sources};
+use crate::join::{Enrolment, JoinError, enrol, texts};
+use crate::leadership::Leadership;
+use crate::metrics::{Metrics, Network, Observed, Sizes, Sources};
+use crate::publish::{self, PublishError};
+use crate::roots;
 
 /// Room in a log entry beyond the request that it carries.
 const ENTRY_OVERHEAD_BYTES: u64 = 1024 * 1024;
+/// Time between two log lines while there is no leader.
+const WAITING_INTERVAL: Duration = Duration::from_secs(10);
+/// How much sooner the node gives a request up than whoever waits for it, so that its reason is the one that is told.
+const NODE_GIVES_UP_SOONER: Duration = Duration::from_millis(200);
 
 /// Why a server does not start.
 #[derive(Debug, Error)]
@@ -34,6 +48,9 @@ pub enum StartError {
     /// A URL cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The member cannot take its place in the cluster.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The data cannot be opened.
     #[error("cannot open the data in {}", path.display())]
     Open {
@@ -50,7 +67,7 @@ pub enum StartError {
     Ready(#[from] tally_raftnode::BarrierError),
     /// The member's name and URLs cannot be made known.
     #[error("cannot publish this member's name and URLs")]
-    Publish(#[from] tally_raftnode::ProposeError),
+    Publish(#[from] PublishError),
     /// Two metrics have the same name.
     #[error("cannot set up the metrics")]
     Metrics(#[from] prometheus::Error),
@@ -67,26 +84,43 @@ pub struct ShutdownError(#[from] tally_raftnode::ShutdownError);
 /// A server that accepts requests until it is shut down. Dropping it closes its listeners at once.
 pub struct Server {
     node: Node,
-    listeners: JoinSet<()>,
+    /// What this member says about itself once it has a leader.
+    member: Member,
+    clients: Listening,
+    /// Taken when clients are served.
+    waiting: Option<Waiting>,
+    peers: Listening,
     background: JoinSet<()>,
     sweeper: Sweeper,
-    connections: Arc<Connections>,
     patience: Duration,
     client_addresses: Vec<SocketAddr>,
     peer_addresses: Vec<SocketAddr>,
 }
 
+/// Listeners that are served, and the connections that came through them.
+struct Listening {
+    listeners: JoinSet<()>,
+    connections: Arc<Connections>,
+    http: Http,
+}
+
+/// Where clients will be served.
+struct Waiting {
+    listeners: Vec<Bound>,
+    front: Arc<Front>,
+}
+
 /// Every listening socket, bound before the data is opened, so that a port in use is noticed early.
 struct Listeners {
-    clients: Vec<Listener>,
-    peers: Vec<Listener>,
-    metrics: Vec<Listener>,
+    clients: Vec<Bound>,
+    peers: Vec<Bound>,
+    metrics: Vec<Bound>,
 }
 
 impl Listeners {
     fn bind(config: &Config) -> Result<Listeners, BindError> {
         let bind = |urls: &[Url]| {
-            urls.iter().map(|url| Listener::bind(url, config.socket_reuse_port)).collect::<Result<Vec<_>, _>>()
+            urls.iter().map(|url| Bound::new(url, config.socket_reuse_port)).collect::<Result<Vec<_>, _>>()
         };
         Ok(Listeners {
             clients: bind(&config.listen_client_urls)?,
@@ -96,40 +130,93 @@ impl Listeners {
     }
 }
 
-fn addresses(listeners: &[Listener]) -> Vec<SocketAddr> {
-    listeners.iter().filter_map(Listener::tcp_address).collect()
+fn addresses(listeners: &[Bound]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(Bound::tcp_address).collect()
+}
+
+impl Listening {
+    fn new(connections: Arc<Connections>, http: Http) -> Listening {
+        Listening { listeners: JoinSet::new(), connections, http }
+    }
+
+    fn serve(&mut self, listeners: Vec<Bound>, front: &Arc<Front>, message: &str) -> Result<(), BindError> {
+        for bound in listeners {
+            let listener = bound.listen()?;
+            let address = listener.address().to_owned();
+            self.listeners.spawn(self.http.clone().serve(listener, Arc::clone(front)));
+            tracing::info!(%address, "{message}");
+        }
+        Ok(())
+    }
 }
 
 impl Server {
     /// Opens the data, waits until the node can serve, and serves. Must be called inside a tokio runtime.
     ///
+    /// A member of a cluster waits for a leader, and so for a majority of the members, however long that takes.
+    ///
     /// # Errors
     /// [`StartError`] says what cannot be used, and its sources why.
     pub async fn start(config: Config) -> Result<Server, StartError> {
-        let ids = ids(&config);
-        let (cluster_id, member_id) = (format!("{:x}", ids.cluster), format!("{:x}", ids.member));
+        let mut server = Server::open(config).await?;
+        match server.join().await {
+            Ok(()) => Ok(server),
+            Err(error) => {
+                if let Err(error) = server.shutdown().await {
+                    tracing::warn!(%error, "stopping after a failed start");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens the data and takes part in the cluster. Clients are served from [`Server::join`] on.
+    pub(crate) async fn open(config: Config) -> Result<Server, StartError> {
         let data_dir = config.data_dir.display();
-        tracing::info!(version = VERSION, name = %config.name, %cluster_id, %member_id, %data_dir, "starting a member");
+        tracing::info!(version = VERSION, name = %config.name, %data_dir, "starting a member");
         let listeners = Listeners::bind(&config)?;
         prepare(&config)?;
         let observed = Arc::new(Observed::new(config.warning_apply)?);
-        let storage = open(&config, ids, &observed).await?;
-        let (backend, reads) = (storage.backend.clone(), storage.reads.clone());
-        let node = Node::start(node_config(&config, ids), storage).await?;
-        node.ready().await?;
-        publish(&config, ids, &node).await?;
+        let (enrolment, options) = enrol(&config, storage_options(&config, &observed)).await?;
+        let ids = enrolment.ids;
+        let (cluster_id, member_id) = (format!("{:x}", ids.cluster), format!("{:x}", ids.member));
+        tracing::info!(%cluster_id, %member_id, "taking part in the cluster");
+        let network = Arc::new(Network::new(ids.member)?);
+        let storage =
+            open(&config, StorageOptions { cluster_id: ids.cluster, member_id: ids.member, ..options }).await?;
+        let member = Member {
+            id: ids.member,
+            name: config.name.clone(),
+            client_urls: texts(&config.advertise_client_urls),
+            directory: storage.recovered.metadata.directory_uuid,
+        };
+        let node = Node::start(node_config(&config, enrolment, &network), storage).await?;
+        Server::assemble(&config, ids, member, node, listeners, observed, network)
+    }
 
+    fn assemble(
+        config: &Config,
+        ids: Ids,
+        member: Member,
+        node: Node,
+        listeners: Listeners,
+        observed: Arc<Observed>,
+        network: Arc<Network>,
+    ) -> Result<Server, StartError> {
         let connections = Arc::new(Connections::new(Limits::default().within_descriptors()));
+        let peer_connections = Arc::new(Connections::new(Limits::for_peers().within_descriptors()));
         let sizes = Arc::new(Sizes::default());
-        jobs::refresh_sizes(&backend, &sizes);
-        let health = Arc::new(Health::new(node.clone(), reads.clone(), config.request_timeout()));
+        jobs::refresh_sizes(&node, &sizes);
+        let election = Duration::from_millis(config.election_ms);
+        let leadership = Arc::new(Leadership::new(node.clone(), Arc::clone(&network), ids.member, election));
+        let health = Arc::new(Health::new(node.clone(), config.request_timeout()));
         let api_metrics = Arc::new(api::Metrics::new()?);
         let metrics = Arc::new(Metrics::new()?);
-        metrics.observe(&observed)?;
+        metrics.observe(&observed, &network)?;
         api_metrics.register(metrics.registry())?;
         metrics.add(Sources {
             node: node.clone(),
-            reads: reads.clone(),
+            network,
             health: Arc::clone(&health),
             connections: Arc::clone(&connections),
             sizes: Arc::clone(&sizes),
@@ -139,66 +226,82 @@ impl Server {
         })?;
 
         let sweep = SweeperConfig { batch_records: config.compaction_batch_limit, pause: config.compaction_sleep };
-        let sweeper = Sweeper::start(reads.kv().clone(), sweep).map_err(StartError::Thread)?;
+        let swept = node.clone();
+        let sweeper = Sweeper::start(move || swept.reads().kv().clone(), sweep).map_err(StartError::Thread)?;
         let mut background = JoinSet::new();
         background.spawn(Arc::clone(&connections).reap());
-        background.spawn(jobs::watch_sizes(backend, Arc::clone(&sizes)));
+        background.spawn(Arc::clone(&peer_connections).reap());
+        background.spawn(jobs::watch_sizes(node.clone(), Arc::clone(&sizes)));
+        background.spawn(Arc::clone(&leadership).follow());
         let check_interval = Duration::from_millis(config.auto_compaction_check_ms);
         if let Some(schedule) = Schedule::new(config.auto_compaction, check_interval) {
-            background.spawn(jobs::compact(schedule, node.clone(), reads.clone()));
+            background.spawn(jobs::compact(schedule, node.clone()));
         }
 
         let state = api::State::new(api::Parts {
             node: node.clone(),
-            reads,
+            leadership,
             cluster_id: ids.cluster,
             member_id: ids.member,
             version: API_VERSION,
-            limits: api_limits(&config),
+            limits: api_limits(config),
             sizes,
             metrics: api_metrics,
         });
-        let routes = Routes {
-            clients: api::router(Arc::new(state))
-                .merge(health.routes())
-                .merge(metrics.routes())
-                .merge(version_routes()),
-            peers: node.peer_router().merge(version_routes()),
-            metrics: health.routes().merge(metrics.routes()).merge(version_routes()),
-        };
+        let watched = health.routes().merge(metrics.routes()).merge(version_routes());
+        let routes = api::router(Arc::new(state)).merge(watched.clone().merge(roots::routes(&node)));
+        let http = Http::new(Arc::clone(&connections), http2(config));
+        let front = |routes: Router| Arc::new(Front::new(routes, config.host_whitelist.clone(), config.cors.clone()));
         let mut server = Server {
-            node,
-            listeners: JoinSet::new(),
+            clients: Listening::new(connections, http),
+            peers: Listening::new(Arc::clone(&peer_connections), Http::for_peers(peer_connections)),
+            member,
             background,
             sweeper,
-            connections,
             patience: config.request_timeout(),
             client_addresses: addresses(&listeners.clients),
             peer_addresses: addresses(&listeners.peers),
+            waiting: Some(Waiting { listeners: listeners.clients, front: front(routes) }),
+            node,
         };
-        server.serve(&config, listeners, routes);
+        // The others may be waiting for this member's vote.
+        let peer_routes = Arc::new(Front::for_peers(server.node.peer_router().merge(version_routes())));
+        server.peers.serve(listeners.peers, &peer_routes, "serving peer traffic")?;
+        server.clients.serve(listeners.metrics, &front(watched), "serving metrics and health")?;
         Ok(server)
     }
 
-    fn serve(&mut self, config: &Config, listeners: Listeners, routes: Routes) {
-        let http2 = Http2 {
-            streams_max: config.max_concurrent_streams,
-            ping_interval: config.http2_ping_interval,
-            ping_timeout: config.http2_ping_timeout,
-        };
-        let http = Http::new(Arc::clone(&self.connections), http2);
-        let front = |routes| Arc::new(Front::new(routes, config.host_whitelist.clone(), config.cors.clone()));
-        let clients = front(routes.clients);
-        for (listeners, front, message) in [
-            (listeners.peers, front(routes.peers), "serving peer traffic"),
-            (listeners.metrics, front(routes.metrics), "serving metrics and health"),
-            (listeners.clients, clients, "ready to serve client requests"),
-        ] {
-            for listener in listeners {
-                let address = listener.address().to_owned();
-                self.listeners.spawn(http.clone().serve(listener, Arc::clone(&front)));
-                tracing::info!(%address, "{message}");
+    /// Waits for a leader, makes this member known, and serves clients from then on.
+    pub(crate) async fn join(&mut self) -> Result<(), StartError> {
+        self.wait_for_leader().await?;
+        publish::publish(&self.node, &self.member).await?;
+        if let Some(Waiting { listeners, front }) = self.waiting.take() {
+            self.clients.serve(listeners, &front, "ready to serve client requests")?;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_leader(&self) -> Result<(), StartError> {
+        let started = Instant::now();
+        let mut ready = std::pin::pin!(self.node.ready());
+        loop {
+            if let Ok(ready) = tokio::time::timeout(WAITING_INTERVAL, ready.as_mut()).await {
+                return Ok(ready?);
             }
+            let (term, leader) = {
+                let status = self.node.status();
+                let status = status.borrow();
+                (status.term, status.leader.map_or("none".to_owned(), |leader| format!("{leader:x}")))
+            };
+            let members = self.node.members().len();
+            let waited_s = started.elapsed().as_secs();
+            tracing::warn!(
+                waited_s,
+                term,
+                %leader,
+                members,
+                "clients are not served yet: waiting for a leader, which needs a majority of the members"
+            );
         }
     }
 
@@ -218,50 +321,58 @@ impl Server {
         async move { node.fatal().await }
     }
 
-    /// Closes the listeners, answers the requests under way, makes everything durable and closes the data.
+    /// Resolves when this member has been removed from its cluster for good: the process must then end, and its data is of
+    /// no more use.
+    pub fn removed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let node = self.node.clone();
+        async move { node.removed().await }
+    }
+
+    /// Closes the listeners, hands leadership over, answers the requests under way, makes everything durable and closes
+    /// the data.
     ///
     /// # Errors
     /// [`ShutdownError`] if not all of this was possible.
     pub async fn shutdown(self) -> Result<(), ShutdownError> {
-        let Server { node, mut listeners, mut background, sweeper, connections, patience, .. } = self;
-        listeners.shutdown().await;
-        connections.drain(patience).await;
+        let Server { node, mut clients, waiting, mut peers, mut background, sweeper, patience, .. } = self;
+        drop(waiting);
+        clients.listeners.shutdown().await;
+        // Whatever still comes in waits for the next leader, and is answered by it through this member.
+        node.hand_over().await;
+        clients.connections.drain(patience).await;
         background.shutdown().await;
         // It joins its thread, which may be writing a batch.
         let swept = tokio::task::spawn_blocking(move || drop(sweeper)).await;
         if let Err(error) = swept {
             tracing::warn!(%error, "the sweep did not end cleanly");
         }
-        Ok(node.shutdown().await?)
+        let stopped = node.shutdown().await;
+        peers.listeners.shutdown().await;
+        peers.connections.close().await;
+        Ok(stopped?)
     }
-}
-
-/// What each kind of listener serves.
-struct Routes {
-    clients: Router,
-    peers: Router,
-    metrics: Router,
 }
 
 fn prepare(config: &Config) -> Result<(), DataDirError> {
-    let wal_dir = config.wal_dir.clone().unwrap_or_else(|| config.data_dir.join("member").join("wal"));
-    if config.initial_cluster_existing && !wal_dir.exists() {
-        return Err(DataDirError::NothingToJoin { path: config.data_dir.clone() });
-    }
     datadir::prepare(&config.data_dir)?;
     config.wal_dir.as_deref().map_or(Ok(()), datadir::prepare)
 }
 
-/// Opens the data; a blocking operation that takes as long as the state is large.
-async fn open(config: &Config, ids: Ids, observed: &Arc<Observed>) -> Result<Storage, StartError> {
+/// Where the data is; whose it is is found out later.
+fn storage_options(config: &Config, observed: &Arc<Observed>) -> StorageOptions {
     let uuid = uuid::Uuid::new_v4().into_bytes();
-    let mut options = StorageOptions::new(&config.data_dir, ids.cluster, ids.member, uuid);
+    let mut options = StorageOptions::new(&config.data_dir, 0, 0, uuid);
     options.wal_dir.clone_from(&config.wal_dir);
     options.wal.sync = !config.unsafe_no_fsync;
     options.wal.observer = Some(observed.clone());
     let entry_bytes = usize::try_from(entry_bytes(config) + ENTRY_OVERHEAD_BYTES).unwrap_or(usize::MAX);
     options.wal.entry_bytes_max = options.wal.entry_bytes_max.max(entry_bytes);
     options.backend.observer = Some(observed.clone());
+    options
+}
+
+/// Opens the data; a blocking operation that takes as long as the state is large.
+async fn open(config: &Config, options: StorageOptions) -> Result<Storage, StartError> {
     if config.unsafe_no_fsync {
         tracing::warn!("fsync is switched off: acknowledged writes are lost when the machine stops");
     }
@@ -275,19 +386,39 @@ fn entry_bytes(config: &Config) -> u64 {
     config.max_request_bytes + ENTRY_OVERHEAD_BYTES
 }
 
-fn node_config(config: &Config, ids: Ids) -> tally_raftnode::Config {
+fn node_config(config: &Config, enrolment: Enrolment, network: &Arc<Network>) -> tally_raftnode::Config {
     let defaults = tally_raftnode::Config::default();
     let entry_bytes = usize::try_from(entry_bytes(config)).unwrap_or(usize::MAX);
     tally_raftnode::Config {
-        cluster_id: ids.cluster,
-        member_id: ids.member,
-        peer_urls: texts(&config.advertise_peer_urls),
+        cluster_id: enrolment.ids.cluster,
+        member_id: enrolment.ids.member,
+        founders: enrolment.founders,
         heartbeat_ms: config.heartbeat_ms,
         election_ms: config.election_ms,
         snapshot_count: config.snapshot_count,
         catchup_entries: config.snapshot_catchup_entries,
         command_bytes_max: defaults.command_bytes_max.max(entry_bytes),
+        max_learners: config.max_learners,
+        strict_reconfig: config.strict_reconfig_check,
+        request_timeout_ms: millis(config.request_timeout() - NODE_GIVES_UP_SOONER),
+        peer_read_timeout_ms: millis(config.raft_read_timeout),
+        peer_write_timeout_ms: millis(config.raft_write_timeout),
+        snapshot_rate_bytes_max: config.snapshot_send_rate_bytes,
+        network: Some(network.clone()),
         ..defaults
+    }
+}
+
+/// A fraction of a millisecond counts as one.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+fn http2(config: &Config) -> Http2 {
+    Http2 {
+        streams_max: config.max_concurrent_streams,
+        ping_interval: config.http2_ping_interval,
+        ping_timeout: config.http2_ping_timeout,
     }
 }
 
@@ -298,23 +429,4 @@ fn api_limits(config: &Config) -> api::Limits {
         quota_bytes: config.quota_bytes(),
         request_timeout: config.request_timeout(),
     }
-}
-
-/// Makes this member's name and URLs known, if they have changed.
-async fn publish(config: &Config, ids: Ids, node: &Node) -> Result<(), StartError> {
-    let member = Member {
-        id: ids.member,
-        name: config.name.clone(),
-        peer_urls: texts(&config.advertise_peer_urls),
-        client_urls: texts(&config.advertise_client_urls),
-    };
-    if node.reads().members().contains(&member) {
-        return Ok(());
-    }
-    node.propose(EncodedCommand::encode(&Command::SetMember(member))).await?;
-    Ok(())
-}
-
-fn texts(urls: &[Url]) -> Vec<String> {
-    urls.iter().map(Url::to_string).collect()
 }

@@ -43,12 +43,6 @@ pub enum DataDirError {
         /// Why.
         source: io::Error,
     },
-    /// `--initial-cluster-state=existing` without data.
-    #[error("{path} holds no data, but --initial-cluster-state is existing; joining a cluster is not in this version")]
-    NothingToJoin {
-        /// The directory.
-        path: PathBuf,
-    },
 }
 
 /// Makes the directory if it is not there, closes it to other users, and proves that it can be written.

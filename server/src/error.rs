@@ -4,7 +4,9 @@
 
 use axum::http::StatusCode;
 use tally_mvcc::{ReadError, SweepError};
+use tally_raftnode::MemberError;
 
+use crate::leadership::Cause;
 use crate::wire::DecodeError;
 
 /// A gRPC status code; gRPC's numbers.
@@ -14,6 +16,7 @@ pub(crate) enum Code {
     InvalidArgument = 3,
     NotFound = 5,
     ResourceExhausted = 8,
+    FailedPrecondition = 9,
     OutOfRange = 11,
     Unimplemented = 12,
     Internal = 13,
@@ -29,6 +32,7 @@ impl Code {
             Self::InvalidArgument => "InvalidArgument",
             Self::NotFound => "NotFound",
             Self::ResourceExhausted => "ResourceExhausted",
+            Self::FailedPrecondition => "FailedPrecondition",
             Self::OutOfRange => "OutOfRange",
             Self::Unimplemented => "Unimplemented",
             Self::Internal => "Internal",
@@ -40,7 +44,7 @@ impl Code {
     /// The HTTP status that the gateway of etcd 3.6 gives to the code.
     fn status(self) -> StatusCode {
         match self {
-            Self::InvalidArgument | Self::OutOfRange => StatusCode::BAD_REQUEST,
+            Self::InvalidArgument | Self::FailedPrecondition | Self::OutOfRange => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             Self::Unimplemented => StatusCode::NOT_IMPLEMENTED,
@@ -100,12 +104,38 @@ pub(crate) enum ApiError {
     TooManyRequests,
     #[error("etcdserver: no leader")]
     NoLeader,
+    #[error("etcdserver: not leader")]
+    NotLeader,
+    #[error("etcdserver: bad leader transferee")]
+    BadTransferee,
+    #[error("etcdserver: request timed out, leader transfer took too long")]
+    TransferTimedOut,
+    #[error("etcdserver: rpc not supported for learner")]
+    Learner,
+    #[error("etcdserver: member not found")]
+    MemberNotFound,
+    #[error("etcdserver: member ID already exist")]
+    MemberExists,
+    #[error("etcdserver: Peer URLs already exists")]
+    PeerUrlExists,
+    #[error("etcdserver: given member URLs are invalid")]
+    BadMemberUrls,
+    #[error("etcdserver: re-configuration failed due to not enough started members")]
+    NotEnoughStarted,
+    #[error("etcdserver: can only promote a learner member")]
+    NotALearner,
+    #[error("etcdserver: can only promote a learner member which is in sync with leader")]
+    LearnerNotReady,
+    #[error("etcdserver: too many learner members in cluster")]
+    TooManyLearners,
+    #[error("etcdserver: unhealthy cluster")]
+    Unhealthy,
     #[error("etcdserver: leader changed")]
     LeaderChanged(Effect),
     #[error("etcdserver: server stopped")]
     Stopped(Effect),
-    #[error("etcdserver: request timed out")]
-    TimedOut(Effect),
+    #[error("etcdserver: request timed out{1}")]
+    TimedOut(Effect, Cause),
     #[error("etcdserver: corrupt cluster")]
     CorruptCluster,
     #[error("{0}")]
@@ -136,19 +166,32 @@ impl ApiError {
             | Self::DuplicateKey
             | Self::InvalidSortOption
             | Self::RequestTooLarge
+            | Self::BadMemberUrls
             | Self::BodyBroken { .. }
             | Self::Decode(_) => Code::InvalidArgument,
             Self::Compacted | Self::FutureRevision => Code::OutOfRange,
-            Self::LeaseNotFound | Self::UnknownPath => Code::NotFound,
+            Self::LeaseNotFound | Self::MemberNotFound | Self::UnknownPath => Code::NotFound,
+            Self::NotLeader
+            | Self::BadTransferee
+            | Self::Learner
+            | Self::MemberExists
+            | Self::PeerUrlExists
+            | Self::NotALearner
+            | Self::LearnerNotReady
+            | Self::TooManyLearners => Code::FailedPrecondition,
             Self::NoSpace | Self::MessageTooLarge { .. } | Self::BodyTooLarge { .. } | Self::TooManyRequests => {
                 Code::ResourceExhausted
             }
-            Self::NoLeader | Self::LeaderChanged(_) | Self::Stopped(_) | Self::TimedOut(_) | Self::ViewOvertaken => {
-                Code::Unavailable
-            }
+            Self::NoLeader
+            | Self::LeaderChanged(_)
+            | Self::Stopped(_)
+            | Self::TimedOut(..)
+            | Self::Unhealthy
+            | Self::ViewOvertaken => Code::Unavailable,
             Self::CorruptCluster => Code::DataLoss,
             Self::WrongMethod => Code::Unimplemented,
-            Self::Storage { .. } => Code::Unknown,
+            // The first has a code of its own in etcd's tables, which its server does not use.
+            Self::NotEnoughStarted | Self::TransferTimedOut | Self::Storage { .. } => Code::Unknown,
             Self::Defect { .. } => Code::Internal,
         }
     }
@@ -160,7 +203,7 @@ impl ApiError {
     /// Whether a write that was answered so may still take effect.
     pub(crate) fn effect(&self) -> Effect {
         match self {
-            Self::LeaderChanged(effect) | Self::Stopped(effect) | Self::TimedOut(effect) => *effect,
+            Self::LeaderChanged(effect) | Self::Stopped(effect) | Self::TimedOut(effect, _) => *effect,
             _ => Effect::None,
         }
     }
@@ -196,6 +239,28 @@ impl From<tally_apply::Rejection> for ApiError {
             Rejection::NoSpace => Self::NoSpace,
             Rejection::Corrupt => Self::CorruptCluster,
             Rejection::FeatureLevel { .. } => Self::Defect { what: "a client request was judged as a feature level" },
+            Rejection::MemberRemoved { .. } | Rejection::MemberDirectory { .. } => {
+                Self::Defect { what: "a client request was judged as a member's record" }
+            }
+        }
+    }
+}
+
+impl From<MemberError> for ApiError {
+    fn from(error: MemberError) -> Self {
+        match error {
+            MemberError::NotFound { .. } => Self::MemberNotFound,
+            MemberError::IdExists { .. } => Self::MemberExists,
+            MemberError::PeerUrlExists { .. } => Self::PeerUrlExists,
+            MemberError::TooManyLearners { .. } => Self::TooManyLearners,
+            MemberError::NotLearner { .. } => Self::NotALearner,
+            MemberError::LearnerNotReady { .. } => Self::LearnerNotReady,
+            MemberError::NotEnoughStarted => Self::NotEnoughStarted,
+            MemberError::Unhealthy => Self::Unhealthy,
+            // Both are waited out first, so the time is over, and nothing was changed.
+            MemberError::Busy | MemberError::NoLeader => Self::TimedOut(Effect::None, Cause::Unknown),
+            MemberError::Unclear => Self::LeaderChanged(Effect::Unknown),
+            MemberError::Stopped | MemberError::Fatal(_) => Self::Stopped(Effect::Unknown),
         }
     }
 }

@@ -12,9 +12,9 @@ use axum::response::Response;
 use axum::routing::any;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
-use tally_apply::{AlarmKind, Reads};
+use tally_apply::AlarmKind;
 use tally_mvcc::{KeyRange, RangeOptions, RangeRequest};
-use tally_raftnode::Node;
+use tally_raftnode::{BarrierError, Node};
 
 use crate::config::{API_VERSION, CLUSTER_VERSION};
 
@@ -61,7 +61,6 @@ impl Tally {
 /// Answers questions about the health of one server.
 pub(crate) struct Health {
     node: Node,
-    reads: Reads,
     timeout: Duration,
     /// `/health` as a whole.
     pub(crate) health: Tally,
@@ -72,10 +71,10 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    pub(crate) fn new(node: Node, reads: Reads, timeout: Duration) -> Health {
+    pub(crate) fn new(node: Node, timeout: Duration) -> Health {
         let tallies = |checks: &[Check]| checks.iter().map(|_| Tally::default()).collect();
         let (live, ready) = (tallies(Check::LIVE), tallies(Check::READY));
-        Health { node, reads, timeout, health: Tally::default(), live, ready }
+        Health { node, timeout, health: Tally::default(), live, ready }
     }
 
     /// The routes of the health endpoints.
@@ -92,11 +91,13 @@ impl Health {
     /// `Err` says what is wrong.
     async fn check(&self, check: Check) -> Result<(), String> {
         match check {
-            Check::DataCorruption if self.reads.alarmed(AlarmKind::Corrupt) => Err("alarm activated: CORRUPT".into()),
+            Check::DataCorruption if self.node.reads().alarmed(AlarmKind::Corrupt) => {
+                Err("alarm activated: CORRUPT".into())
+            }
             Check::DataCorruption => Ok(()),
             Check::SerializableRead => self.read(),
             Check::LinearizableRead => self.barrier().await.and_then(|()| self.read()),
-            Check::NonLearner if self.node.status().borrow().is_learner => Err("this member is a learner".into()),
+            Check::NonLearner if self.node.status().borrow().is_learner => Err("not supported for learner".into()),
             Check::NonLearner => Ok(()),
         }
     }
@@ -104,20 +105,22 @@ impl Health {
     async fn barrier(&self) -> Result<(), String> {
         match tokio::time::timeout(self.timeout, self.node.read_barrier()).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("etcdserver: request timed out".into()),
+            Ok(Err(BarrierError::NoLeader | BarrierError::NoQuorum)) | Err(_) => {
+                Err("etcdserver: request timed out".into())
+            }
+            Ok(Err(error @ (BarrierError::Stopped | BarrierError::Fatal(_)))) => Err(error.to_string()),
         }
     }
 
     fn read(&self) -> Result<(), String> {
         let options = RangeOptions { limit: 1, keys_only: true, ..RangeOptions::default() };
         let request = RangeRequest { range: KeyRange::all(), revision: 0, options };
-        self.reads.kv().view().range(&request).map(drop).map_err(|error| error.to_string())
+        self.node.reads().kv().view().range(&request).map(drop).map_err(|error| error.to_string())
     }
 
     /// What `/health` says: `Err` is the reason.
     async fn whole(&self, excluded: &BTreeSet<String>, serializable: bool) -> Result<(), String> {
-        let alarms = self.reads.alarms();
+        let alarms = self.node.reads().alarms();
         if let Some(alarm) = alarms.iter().find(|alarm| !excluded.contains(alarm.kind.name())) {
             return Err(format!("ALARM {}", alarm.kind.name()));
         }

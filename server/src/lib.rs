@@ -39,9 +39,13 @@ mod health;
 mod http;
 mod identity;
 mod jobs;
+mod join;
+mod leadership;
 mod logging;
 mod metrics;
 mod preflight;
+mod publish;
+mod roots;
 mod run;
 mod wire;
 
@@ -53,5 +57,7 @@ pub use config::{
 };
 pub use datadir::DataDirError;
 pub use http::BindError;
+pub use join::JoinError;
 pub use logging::LogError;
+pub use publish::PublishError;
 pub use run::{RunError, run};

@@ -28,7 +28,11 @@ pub(crate) fn check_size(command: &Command, request_bytes_max: usize) -> Result<
         Command::Put(request) => put_bytes(request),
         Command::DeleteRange(request) => delete_bytes(request),
         Command::Txn(request) => txn_bytes(request),
-        Command::Compact { .. } | Command::Alarm(_) | Command::SetFeatureLevel { .. } | Command::SetMember(_) => 0,
+        Command::Compact { .. }
+        | Command::Alarm(_)
+        | Command::SetFeatureLevel { .. }
+        | Command::SetMember(_)
+        | Command::RemoveMember { .. } => 0,
     };
     let limit = request_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES);
     if bytes > limit {
@@ -71,7 +75,8 @@ impl Quota {
             | Command::Compact { .. }
             | Command::Alarm(_)
             | Command::SetFeatureLevel { .. }
-            | Command::SetMember(_) => 0,
+            | Command::SetMember(_)
+            | Command::RemoveMember { .. } => 0,
         };
         added > 0 && allocated_bytes.saturating_add(added) >= limit
     }

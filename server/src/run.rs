@@ -78,21 +78,42 @@ pub fn run(config: Config) -> Result<(), RunError> {
     result
 }
 
+/// Why a server stops that was not broken.
+enum Stop {
+    Signal(&'static str),
+    Removed,
+}
+
 async fn serve(config: Config) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
-    let server = tokio::select! {
-        started = Server::start(config) => started?,
+    let mut server = tokio::select! {
+        opened = Server::open(config) => opened?,
         name = signals.next() => {
             tracing::info!(signal = name, "stopping before the start was complete");
             return Ok(());
         }
     };
-    tokio::select! {
-        fatal = server.failed() => return Err(RunError::Fatal(fatal)),
-        name = signals.next() => tracing::info!(signal = name, "stopping"),
+    let (failed, removed) = (server.failed(), server.removed());
+    let stop = tokio::select! {
+        biased;
+        fatal = failed => return Err(RunError::Fatal(fatal)),
+        () = removed => Stop::Removed,
+        name = signals.next() => Stop::Signal(name),
+        error = live(&mut server) => return Err(error.into()),
+    };
+    match &stop {
+        Stop::Signal(name) => tracing::info!(signal = name, "stopping"),
+        Stop::Removed => tracing::warn!(
+            "this member has been permanently removed from its cluster and stops; its data directory must be deleted \
+             before it is used again"
+        ),
     }
     tokio::select! {
-        stopped = server.shutdown() => stopped?,
+        stopped = server.shutdown() => match (stopped, stop) {
+            // Its data is of no more use, so neither is a clean end of it.
+            (Err(error), Stop::Removed) => tracing::warn!(error = chain(&error), "the removed member did not stop cleanly"),
+            (stopped, _) => stopped?,
+        },
         name = signals.next() => {
             tracing::warn!(signal = name, "stopping at once; what was acknowledged is in the log");
             abort_unless_ended();
@@ -101,6 +122,14 @@ async fn serve(config: Config) -> Result<(), RunError> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Serves until something else ends it; returns only if the start cannot be completed.
+async fn live(server: &mut Server) -> StartError {
+    match server.join().await {
+        Ok(()) => std::future::pending().await,
+        Err(error) => error,
+    }
 }
 
 /// The two signals that ask a process to stop.

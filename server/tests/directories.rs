@@ -94,11 +94,27 @@ fn without_its_log_or_without_its_store_a_directory_is_refused_or_rebuilt() {
 }
 
 #[test]
-fn an_existing_cluster_cannot_be_joined() {
+fn joining_needs_somebody_to_ask_and_returning_does_not() {
     let root = directory();
-    let error = launch(&root.path().join("d")).arg("--initial-cluster-state=existing").fail();
-    assert!(error.contains("existing"), "{error}");
+    let fresh = root.path().join("fresh");
+    let error = launch(&fresh).arg("--initial-cluster-state=existing").fail();
+    assert!(error.contains("--initial-cluster names no other member"), "{error}");
+    let nobody = common::cluster::free_ports(2);
+    let error = launch(&fresh)
+        .arg(&format!("--initial-advertise-peer-urls=http://127.0.0.1:{}", nobody[0]))
+        .arg(&format!("--initial-cluster=default=http://127.0.0.1:{},x=http://127.0.0.1:{}", nobody[0], nobody[1]))
+        .arg("--initial-cluster-state=existing")
+        .fail();
+    assert!(error.contains("cannot ask the cluster") && error.contains(&nobody[1].to_string()), "{error}");
     let data = used(root.path());
     let tally = launch(&data).arg("--initial-cluster-state=existing").start();
+    assert_eq!(tally.value("k").as_deref(), Some("v"));
     tally.stop();
+    // Its URLs may have been changed since it was founded.
+    let tally = launch(&data)
+        .arg("--initial-cluster-state=existing")
+        .arg("--initial-advertise-peer-urls=http://10.0.0.1:2380")
+        .start();
+    tally.stop();
+    intact(&data);
 }

@@ -74,6 +74,10 @@ fn metrics_carry_the_names_and_types_of_etcd() {
         ("etcd_server_version", "gauge"),
         ("etcd_cluster_version", "gauge"),
         ("etcd_server_quota_backend_bytes", "gauge"),
+        ("etcd_server_slow_read_indexes_total", "counter"),
+        ("etcd_server_read_indexes_failed_total", "counter"),
+        ("etcd_server_heartbeat_send_failures_total", "counter"),
+        ("etcd_network_known_peers", "gauge"),
         ("etcd_server_slow_apply_total", "counter"),
         ("etcd_disk_wal_fsync_duration_seconds", "histogram"),
         ("etcd_disk_backend_commit_duration_seconds", "histogram"),
@@ -100,6 +104,8 @@ fn metrics_carry_the_names_and_types_of_etcd() {
         "etcd_server_health_success",
         "etcd_server_proposals_applied_total",
         "etcd_server_proposals_committed_total",
+        "etcd_server_learner_promote_successes",
+        "etcd_server_snapshot_apply_in_progress_total",
     ] {
         assert!(!text.contains(&format!("# TYPE {name} ")), "{name} has a type");
         assert!(text.contains(&format!("\n{name} ")), "{name} is missing");

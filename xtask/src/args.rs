@@ -68,6 +68,12 @@ impl Args {
         self.switches.iter().any(|known| known == name)
     }
 
+    /// Whether the words after `--` set this flag.
+    pub(crate) fn passes(&self, flag: &str) -> bool {
+        let flags = self.rest.iter().filter_map(|word| word.strip_prefix("--"));
+        flags.into_iter().any(|word| word.split('=').next() == Some(flag))
+    }
+
     /// The words after `--`.
     pub(crate) fn rest(&self) -> &[String] {
         &self.rest
@@ -90,6 +96,7 @@ mod tests {
         assert_eq!(args.number("seed", 1_u64).unwrap(), 8);
         assert!(args.switch("keep"));
         assert_eq!(args.rest(), ["--name", "a"]);
+        assert!(args.passes("name") && !args.passes("a") && !args.passes("nam"));
     }
 
     #[test]

@@ -63,13 +63,15 @@ pub(crate) struct Parser {
     /// An unfinished head or line.
     partial: Vec<u8>,
     status: u16,
+    /// Whether the server said that it closes the connection after this response.
+    closes: bool,
     body: Vec<u8>,
 }
 
 impl Parser {
     /// A parser that waits for a response to begin.
     pub(crate) fn new() -> Parser {
-        Parser { state: State::Head, partial: Vec::new(), status: 0, body: Vec::new() }
+        Parser { state: State::Head, partial: Vec::new(), status: 0, closes: false, body: Vec::new() }
     }
 
     /// Forgets the response that was read, for the next one.
@@ -112,6 +114,11 @@ impl Parser {
         self.status
     }
 
+    /// Whether no further request may be sent after the complete response.
+    pub(crate) fn closes(&self) -> bool {
+        self.closes
+    }
+
     /// The complete response's body.
     pub(crate) fn body(&self) -> &[u8] {
         &self.body
@@ -144,9 +151,10 @@ impl Parser {
     fn read_head(&mut self, head: &[u8]) -> io::Result<()> {
         let status = head.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
         self.status = status.filter(|_| head.starts_with(b"HTTP/1.")).ok_or_else(|| odd("not an HTTP/1 response"))?;
+        self.closes = false;
         let mut next = None;
         for line in head.split(|byte| *byte == b'\n').skip(1) {
-            // Only two headers matter, and few others begin with these letters.
+            // Only three headers matter, and few others begin with these letters.
             if !matches!(line.first(), Some(b'C' | b'c' | b'T' | b't')) {
                 continue;
             }
@@ -158,6 +166,8 @@ impl Parser {
             } else if line[..colon].eq_ignore_ascii_case(b"transfer-encoding") && value.eq_ignore_ascii_case(b"chunked")
             {
                 next = Some(State::ChunkSize);
+            } else if line[..colon].eq_ignore_ascii_case(b"connection") {
+                self.closes = value.eq_ignore_ascii_case(b"close");
             }
         }
         self.state = match next {
@@ -238,7 +248,12 @@ impl Client {
     /// Sends what is in `request`. After an error the connection is given up: nothing is known about the request.
     fn exchange(&mut self) -> io::Result<(u16, &[u8])> {
         match self.try_exchange() {
-            Ok(()) => Ok((self.parser.status(), self.parser.body())),
+            Ok(()) => {
+                if self.parser.closes() {
+                    self.stream = None;
+                }
+                Ok((self.parser.status(), self.parser.body()))
+            }
             Err(error) => {
                 self.stream = None;
                 Err(error)
@@ -306,6 +321,16 @@ mod tests {
                 assert!(parser.feed(bytes).unwrap(), "a parser serves many responses");
             }
         }
+    }
+
+    #[test]
+    fn a_server_may_say_that_it_closes() {
+        let mut parser = Parser::new();
+        assert!(parser.feed(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").unwrap());
+        assert!(parser.closes());
+        parser.reset();
+        assert!(parser.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap());
+        assert!(!parser.closes());
     }
 
     #[test]

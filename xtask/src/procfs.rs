@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::rng::Rng;
 use crate::run;
 
 /// CPU time that all threads of a process took, alive or ended, user and system together.
@@ -86,6 +87,25 @@ fn sync_latency(dir: &Path) -> Result<Duration> {
     fs::remove_file(&path).map_err(failed)?;
     took.sort_unstable();
     Ok(took[took.len() / 2])
+}
+
+/// How many bytes per second this disk takes from one writer, in one file, the sync at its end included.
+pub(crate) fn write_speed(dir: &Path) -> Result<f64> {
+    const BYTES: usize = 512 * 1024 * 1024;
+    let path = dir.join("write-probe");
+    let failed = |source| Error::File { action: "probe", path: path.clone(), source };
+    // Bytes that no disk and no file system can make smaller.
+    let mut chunk = vec![0; 1024 * 1024];
+    Rng::new(1).fill(&mut chunk);
+    let begun = Instant::now();
+    let mut file = fs::File::create(&path).map_err(failed)?;
+    for _ in 0..BYTES / chunk.len() {
+        file.write_all(&chunk).map_err(failed)?;
+    }
+    file.sync_data().map_err(failed)?;
+    let took = begun.elapsed();
+    fs::remove_file(&path).map_err(failed)?;
+    Ok(BYTES as f64 / took.as_secs_f64())
 }
 
 #[cfg(test)]

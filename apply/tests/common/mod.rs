@@ -126,11 +126,12 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         1 => (action, 0u64..3, kind)
             .prop_map(|(action, member_id, kind)| Command::Alarm(AlarmCommand { action, member_id, kind })),
         1 => Just(Command::SetFeatureLevel { level: 1 }),
-        1 => (1u64..3, "[a-z]{0,4}").prop_map(|(id, name)| Command::SetMember(Member {
+        2 => (1u64..4, "[a-z]{0,4}", 0u8..3).prop_map(|(id, name, directory)| Command::SetMember(Member {
             id,
             name,
-            peer_urls: vec!["http://127.0.0.1:2380".to_owned()],
-            client_urls: Vec::new()
+            client_urls: vec!["http://127.0.0.1:2379".to_owned()],
+            directory: [directory; 16],
         })),
+        1 => (1u64..4).prop_map(|id| Command::RemoveMember { id }),
     ]
 }

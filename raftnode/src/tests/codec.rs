@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 use openraft::EntryPayload;
+use tally_apply::Body;
 
 use crate::codec::{
     CodecError, decode_in_force, decode_membership, decode_vote, encode_in_force, encode_membership, encode_vote,
 };
-use crate::entry::{EntryView, describe_entry, from_wal, to_wal};
+use crate::command::{LogPayload, Stamp};
+use crate::entry::{EntryView, describe_entry, from_wal, to_committed, to_wal};
 use crate::types::{Membership, Peer, RaftEntry, RaftVote, StoredMembership, log_id};
 
 fn membership() -> Membership {
@@ -62,8 +64,15 @@ fn the_membership_in_force_keeps_its_position() {
 
 #[test]
 fn every_kind_of_entry_comes_back_and_can_be_described() {
-    let command = crate::EncodedCommand::from(Bytes::from_static(b"command"));
-    let payloads = [EntryPayload::Blank, EntryPayload::Normal(command), EntryPayload::Membership(membership())];
+    let old = LogPayload::new(Bytes::from_static(b"\x02command"));
+    let stamp = Stamp { origin: 7, seq: 8, term: 5 };
+    let command = crate::EncodedCommand::from(Bytes::from_static(b"command")).stamp(stamp);
+    let payloads = [
+        EntryPayload::Blank,
+        EntryPayload::Normal(old),
+        EntryPayload::Membership(membership()),
+        EntryPayload::Normal(command),
+    ];
     for (index, payload) in (1..).zip(payloads) {
         let entry = RaftEntry { log_id: log_id(index, 5).unwrap(), payload };
         let stored = to_wal(RaftEntry { log_id: entry.log_id, payload: entry.payload.clone() });
@@ -71,6 +80,7 @@ fn every_kind_of_entry_comes_back_and_can_be_described() {
         match describe_entry(&stored.payload) {
             EntryView::Blank => assert_eq!(index, 1),
             EntryView::Command(bytes) => assert_eq!((index, bytes), (2, &b"command"[..])),
+            EntryView::Proposal { term, command } => assert_eq!((index, term, command), (4, 5, &b"command"[..])),
             EntryView::Membership(view) => {
                 assert_eq!((index, view.voters), (3, vec![vec![1], vec![1, 2]]));
                 assert_eq!(view.members, vec![(1, vec!["http://a:1".to_owned()]), (2, vec![])]);
@@ -82,10 +92,28 @@ fn every_kind_of_entry_comes_back_and_can_be_described() {
 }
 
 #[test]
+fn a_proposal_does_something_only_in_the_term_that_it_was_meant_for() {
+    let command = || crate::EncodedCommand::from(Bytes::from_static(b"c"));
+    for (term, applied) in [(4, false), (5, true), (6, false)] {
+        let payload = EntryPayload::Normal(command().stamp(Stamp { origin: 7, seq: 8, term: 5 }));
+        let (committed, stamp) = to_committed(RaftEntry { log_id: log_id(3, term).unwrap(), payload });
+        assert_eq!((matches!(committed.body, Body::Command(_)), stamp.is_some()), (applied, applied), "term {term}");
+    }
+}
+
+#[test]
+fn the_header_of_a_proposal_is_as_it_always_was() {
+    let payload = crate::EncodedCommand::from(Bytes::from_static(b"c")).stamp(Stamp { origin: 1, seq: 2, term: 3 });
+    let golden: &[u8] = b"\x04\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03c";
+    assert_eq!(payload.into_bytes(), golden);
+}
+
+#[test]
 fn what_is_newer_or_cut_short_is_refused_without_a_panic() {
     assert_eq!(decode_membership(&[2]), Err(CodecError::Version { what: "membership", found: 2 }));
     assert_eq!(decode_membership(&[1, 9, 0, 0, 0, 0]), Err(CodecError::Tag { what: "membership", tag: 9 }));
-    assert_eq!(describe_entry(&[4]), EntryView::Unreadable(CodecError::Kind { found: 4 }));
+    assert_eq!(describe_entry(&[9]), EntryView::Unreadable(CodecError::Kind { found: 9 }));
+    assert!(matches!(describe_entry(&[4; 24]), EntryView::Unreadable(CodecError::Malformed { .. })));
     assert!(matches!(describe_entry(&[]), EntryView::Unreadable(CodecError::Malformed { .. })));
     for cut in 0..MEMBERSHIP_1.len() {
         // A cut between two members would lose one, but no cut may lose a voter: they come first and need their member.

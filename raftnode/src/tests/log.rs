@@ -8,7 +8,7 @@ use futures_util::{FutureExt, StreamExt};
 use openraft::EntryPayload;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 
-use crate::command::EncodedCommand;
+use crate::command::{EncodedCommand, LogPayload, Stamp};
 use crate::config::ApplyLimits;
 use crate::start::{Assembled, assemble};
 use crate::storage::{StorageOptions, open_storage};
@@ -98,6 +98,7 @@ async fn pieces_for_replication_are_bounded_and_never_empty() {
     let Assembled { mut log, .. } = opened(dir.path());
     let big = |index| {
         let command = EncodedCommand::from(Bytes::from(vec![0; 3 << 20]));
+        let command: LogPayload = command.stamp(Stamp { origin: 1, seq: index, term: 1 });
         RaftEntry { log_id: id(index, 1), payload: EntryPayload::Normal(command) }
     };
     log.blocking_append((1..=3).map(big)).await.unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tally_apply::{Command, Outcome, Reads, Reply};
 use tally_mvcc::{KeyRange, PutRequest, RangeOptions, RangeRequest};
-use tally_raftnode::{Config, EncodedCommand, Node, Storage, StorageOptions, open_storage};
+use tally_raftnode::{Config, EncodedCommand, Founder, Node, Storage, StorageOptions, open_storage};
 
 pub(crate) const CLUSTER: u64 = 0xc1;
 pub(crate) const MEMBER: u64 = 0xa1;
@@ -24,7 +24,7 @@ pub(crate) fn config() -> Config {
     Config {
         cluster_id: CLUSTER,
         member_id: MEMBER,
-        peer_urls: vec!["http://127.0.0.1:2380".to_owned()],
+        founders: vec![Founder { id: MEMBER, peer_urls: vec!["http://127.0.0.1:2380".to_owned()] }],
         ..Config::default()
     }
 }

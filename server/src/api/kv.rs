@@ -22,6 +22,9 @@ const OTHER_REPLY: ApiError = ApiError::Defect { what: "a command was answered w
 pub(crate) async fn range(state: &State, message: RangeMessage) -> Result<Answer, ApiError> {
     let serializable = message.serializable;
     let request = wire::range(message)?;
+    if !serializable {
+        state.refuse_if_learner()?;
+    }
     state.refuse_if_corrupt()?;
     if !serializable {
         state.barrier().await?;
@@ -58,7 +61,7 @@ async fn read_only_txn(state: &State, request: TxnRequest, serializable: bool) -
     if !serializable {
         state.barrier().await?;
     }
-    let view = state.reads.kv().view();
+    let view = state.reads().kv().view();
     let revision = view.revision();
     let reply = if is_small(&request) {
         view.txn(&request)?
@@ -97,7 +100,7 @@ pub(crate) async fn compaction(state: &State, message: CompactionMessage) -> Res
 /// Deletes what compactions dropped, beside the sweeper's job, which may rest at the moment.
 async fn sweep(state: &State) -> Result<(), ApiError> {
     loop {
-        let reader = state.reads.kv().clone();
+        let reader = state.reads().kv().clone();
         let piece = move || reader.sweep(SweepLimits::default()).map_err(ApiError::from);
         if range::blocking(state, piece).await? == SweepProgress::Done {
             return Ok(());

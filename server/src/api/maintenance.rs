@@ -1,12 +1,13 @@
-//! The maintenance service: status and hashes.
+//! The maintenance service: status, hashes, and handing leadership over.
 
 use tally_mvcc::ReadError;
+use tally_raftnode::TransferError;
 
 use crate::api::Answer;
 use crate::api::range::blocking;
 use crate::api::state::State;
-use crate::error::ApiError;
-use crate::wire::{EmptyMessage, HashKvMessage, Status, response};
+use crate::error::{ApiError, Effect};
+use crate::wire::{EmptyMessage, HashKvMessage, Status, TransferMessage, response};
 
 /// How often a hash starts anew because the sweep overtook it.
 const HASH_ATTEMPTS: usize = 3;
@@ -22,7 +23,7 @@ pub(crate) fn status(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer
     }
     // The form in which Go prints an alarm, blank at the end included.
     errors.extend(
-        state.reads.alarms().iter().map(|alarm| format!("memberID:{} alarm:{} ", alarm.member_id, alarm.kind.name())),
+        state.reads().alarms().iter().map(|alarm| format!("memberID:{} alarm:{} ", alarm.member_id, alarm.kind.name())),
     );
     let progress = state.node.progress();
     let answer = Status {
@@ -37,20 +38,39 @@ pub(crate) fn status(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer
         errors,
         is_learner,
     };
-    Ok(Answer::Whole(response::status(&state.header(state.reads.kv().revision()), &answer)))
+    Ok(Answer::Whole(response::status(&state.header(state.reads().kv().revision()), &answer)))
+}
+
+/// Hands leadership over; only the leader does, and only to a voter.
+pub(crate) async fn transfer_leadership(state: &State, message: TransferMessage) -> Result<Answer, ApiError> {
+    let target = message.target_id;
+    if !state.status.borrow().is_leader {
+        return Err(ApiError::NotLeader);
+    }
+    if target != state.member_id {
+        state.node.transfer_leader(target).await.map_err(|error| match error {
+            TransferError::NotLeader => ApiError::NotLeader,
+            TransferError::BadTarget { .. } => ApiError::BadTransferee,
+            TransferError::TimedOut { .. } => ApiError::TransferTimedOut,
+            TransferError::Stopped => ApiError::Stopped(Effect::Unknown),
+        })?;
+    }
+    // etcd's answer has no header.
+    Ok(Answer::Whole(b"{}".to_vec()))
 }
 
 /// A fingerprint of everything: the state root, folded to 32 bits. (etcd's depends on its file format.)
 pub(crate) async fn hash(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer, ApiError> {
     state.refuse_if_corrupt()?;
     state.barrier().await?;
-    let (revision, root) = (state.reads.kv().revision(), state.reads.applied().root);
+    let reads = state.reads();
+    let (revision, root) = (reads.kv().revision(), reads.applied().root);
     let hash = (0..4).fold(0, |hash, part| hash ^ (root >> (32 * part)) as u32);
     Ok(Answer::Whole(response::hash(&state.header(revision), hash)))
 }
 
 pub(crate) async fn hash_kv(state: &State, message: HashKvMessage) -> Result<Answer, ApiError> {
-    let reader = state.reads.kv().clone();
+    let reader = state.reads().kv().clone();
     let hashed = blocking(state, move || {
         let mut attempt = 1;
         loop {

@@ -21,6 +21,8 @@ pub(crate) struct Metrics {
     requests: IntCounterVec,
     received_bytes: IntCounter,
     sent_bytes: IntCounter,
+    promoted: IntCounter,
+    not_promoted: IntCounterVec,
     /// The children of the above that every request touches, by route: looking them up would cost more than counting.
     by_route: Vec<PerRoute>,
     unary_requests: IntCounter,
@@ -46,6 +48,12 @@ impl Route {
             Route::Status => ("etcdserverpb.Maintenance", "Status"),
             Route::Hash => ("etcdserverpb.Maintenance", "Hash"),
             Route::HashKv => ("etcdserverpb.Maintenance", "HashKV"),
+            Route::TransferLeadership => ("etcdserverpb.Maintenance", "MoveLeader"),
+            Route::MemberAdd => ("etcdserverpb.Cluster", "MemberAdd"),
+            Route::MemberRemove => ("etcdserverpb.Cluster", "MemberRemove"),
+            Route::MemberUpdate => ("etcdserverpb.Cluster", "MemberUpdate"),
+            Route::MemberList => ("etcdserverpb.Cluster", "MemberList"),
+            Route::MemberPromote => ("etcdserverpb.Cluster", "MemberPromote"),
         }
     }
 
@@ -60,6 +68,12 @@ impl Route {
             Route::Status => "status",
             Route::Hash => "hash",
             Route::HashKv => "hash_kv",
+            Route::TransferLeadership => "move_leader",
+            Route::MemberAdd => "member_add",
+            Route::MemberRemove => "member_remove",
+            Route::MemberUpdate => "member_update",
+            Route::MemberList => "member_list",
+            Route::MemberPromote => "member_promote",
         }
     }
 }
@@ -114,6 +128,14 @@ impl Metrics {
                 "etcd_network_client_grpc_sent_bytes_total",
                 "Bytes of response bodies sent to clients.",
             )?,
+            promoted: IntCounter::new(
+                "etcd_server_learner_promote_successes",
+                "Learners that became voters at the request of a client of this member.",
+            )?,
+            not_promoted: IntCounterVec::new(
+                Opts::new("etcd_server_learner_promote_failures", "Learners that did not become voters, by reason."),
+                &["Reason"],
+            )?,
             unary_requests: requests.with_label_values(&["unary", "unknown"]),
             started,
             handled,
@@ -132,6 +154,8 @@ impl Metrics {
         registry.register(Box::new(self.handled.clone()))?;
         registry.register(Box::new(self.durations.clone()))?;
         registry.register(Box::new(self.requests.clone()))?;
+        registry.register(Box::new(self.promoted.clone()))?;
+        registry.register(Box::new(self.not_promoted.clone()))?;
         registry.register(Box::new(self.received_bytes.clone()))?;
         registry.register(Box::new(self.sent_bytes.clone()))
     }
@@ -153,6 +177,13 @@ impl Metrics {
                 self.handled.with_label_values(&[service, method, "unary", error.code().name()]).inc();
                 per_route.duration_failed.observe(elapsed.as_secs_f64());
             }
+        }
+    }
+
+    pub(crate) fn promoted(&self, error: Option<&ApiError>) {
+        match error {
+            None => self.promoted.inc(),
+            Some(error) => self.not_promoted.with_label_values(&[&error.to_string()]).inc(),
         }
     }
 
@@ -192,7 +223,7 @@ mod tests {
             r#"grpc_server_handled_total{grpc_code="InvalidArgument",grpc_method="Txn",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
             r#"etcd_server_request_duration_seconds_count{success="true",type="put"} 1"#,
             r#"etcd_server_request_duration_seconds_bucket{success="false",type="txn",le="0.004"} 1"#,
-            r#"etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 8"#,
+            r#"etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 14"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -8,6 +8,7 @@
 //! One function takes every request and one table knows every path: there are no layers to pay for per request.
 
 mod body;
+mod cluster;
 mod kv;
 mod maintenance;
 mod metrics;
@@ -43,10 +44,16 @@ pub(crate) enum Route {
     Status,
     Hash,
     HashKv,
+    TransferLeadership,
+    MemberAdd,
+    MemberRemove,
+    MemberUpdate,
+    MemberList,
+    MemberPromote,
 }
 
 impl Route {
-    pub(crate) const ALL: [Route; 8] = [
+    pub(crate) const ALL: [Route; 14] = [
         Route::Range,
         Route::Put,
         Route::DeleteRange,
@@ -55,6 +62,12 @@ impl Route {
         Route::Status,
         Route::Hash,
         Route::HashKv,
+        Route::TransferLeadership,
+        Route::MemberAdd,
+        Route::MemberRemove,
+        Route::MemberUpdate,
+        Route::MemberList,
+        Route::MemberPromote,
     ];
 
     /// What stands behind `/v3/`.
@@ -68,8 +81,19 @@ impl Route {
             "maintenance/status" => Route::Status,
             "maintenance/hash" => Route::Hash,
             "maintenance/hashkv" => Route::HashKv,
+            "maintenance/transfer-leadership" => Route::TransferLeadership,
+            "cluster/member/add" => Route::MemberAdd,
+            "cluster/member/remove" => Route::MemberRemove,
+            "cluster/member/update" => Route::MemberUpdate,
+            "cluster/member/list" => Route::MemberList,
+            "cluster/member/promote" => Route::MemberPromote,
             _ => return None,
         })
+    }
+
+    /// What a learner answers too; of ranges, those that do not have to be linearizable.
+    fn is_for_learners(self) -> bool {
+        matches!(self, Route::Range | Route::Status)
     }
 }
 
@@ -77,6 +101,13 @@ impl Route {
 pub(crate) enum Answer {
     Whole(Vec<u8>),
     Pieces(stream::Pieces),
+}
+
+/// Set to `true`, a request wants to hear at once that there is no leader. The first is how etcd's gateway wants it written.
+const HAS_LEADER: [&str; 2] = ["grpc-metadata-hasleader", "hasleader"];
+
+fn requires_leader(request: &Request) -> bool {
+    HAS_LEADER.iter().any(|name| request.headers().get(*name).is_some_and(|value| value == "true"))
 }
 
 /// All routes of the client API. Paths that nobody else knows end here too and are answered as etcd answers them.
@@ -105,10 +136,11 @@ async fn handle(state: &State, request: Request) -> Response {
     };
     let started = Instant::now();
     state.metrics.started(route);
+    let requires_leader = requires_leader(&request);
     let result = match body::read(request.into_body(), state.body_bytes_max).await {
         Ok(body) => {
             state.metrics.received(body.len());
-            answer(state, route, &body).await
+            answer(state, route, requires_leader, &body).await
         }
         Err(error) => Err(error),
     };
@@ -123,7 +155,13 @@ async fn handle(state: &State, request: Request) -> Response {
     }
 }
 
-async fn answer(state: &State, route: Route, body: &[u8]) -> Result<Answer, ApiError> {
+async fn answer(state: &State, route: Route, requires_leader: bool, body: &[u8]) -> Result<Answer, ApiError> {
+    if !route.is_for_learners() {
+        state.refuse_if_learner()?;
+    }
+    if requires_leader && !state.has_leader() {
+        return Err(ApiError::NoLeader);
+    }
     match route {
         Route::Range => kv::range(state, decode(body)?).await,
         Route::Put => kv::put(state, decode(body)?).await,
@@ -133,6 +171,12 @@ async fn answer(state: &State, route: Route, body: &[u8]) -> Result<Answer, ApiE
         Route::Status => maintenance::status(state, decode(body)?),
         Route::Hash => maintenance::hash(state, decode(body)?).await,
         Route::HashKv => maintenance::hash_kv(state, decode(body)?).await,
+        Route::TransferLeadership => maintenance::transfer_leadership(state, decode(body)?).await,
+        Route::MemberAdd => cluster::add(state, decode(body)?).await,
+        Route::MemberRemove => cluster::remove(state, decode(body)?).await,
+        Route::MemberUpdate => cluster::update(state, decode(body)?).await,
+        Route::MemberList => cluster::list(state, decode(body)?).await,
+        Route::MemberPromote => cluster::promote(state, decode(body)?).await,
     }
 }
 
@@ -173,6 +217,9 @@ mod tests {
         for (path, route) in [
             ("kv/range", Some(Route::Range)),
             ("maintenance/hashkv", Some(Route::HashKv)),
+            ("maintenance/transfer-leadership", Some(Route::TransferLeadership)),
+            ("cluster/member/promote", Some(Route::MemberPromote)),
+            ("cluster/member", None),
             ("kv/range/", None),
             ("kv", None),
             ("KV/range", None),

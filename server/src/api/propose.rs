@@ -1,5 +1,7 @@
 //! The two ways through consensus: proposing a command, and the barrier before a linearizable read.
 
+use std::time::Instant;
+
 use tally_apply::{AlarmAction, AlarmCommand, AlarmKind, Command, Outcome, Reply};
 use tally_raftnode::{BarrierError, EncodedCommand, ProposeError};
 use tokio::time::timeout;
@@ -23,17 +25,18 @@ impl State {
 
     /// Waits for the outcome. If the time runs out, or the client goes, the proposal is carried out all the same.
     async fn submit(&self, command: &Command) -> Result<Outcome, ApiError> {
+        let started = Instant::now();
         match timeout(self.request_timeout, self.node.propose(EncodedCommand::encode(command))).await {
             Ok(Ok(outcome)) => Ok(outcome),
-            Ok(Err(error)) => Err(propose_error(error)),
-            Err(_) => Err(ApiError::TimedOut(Effect::Unknown)),
+            Ok(Err(error)) => Err(self.propose_error(error, started)),
+            Err(_) => Err(self.timed_out(started, Effect::Unknown)),
         }
     }
 
     /// Raises the NOSPACE alarm unless it is raised already; one request does it, the others are refused meanwhile.
     async fn raise_no_space(&self) {
         let alarm = |alarm: &tally_apply::Alarm| alarm.member_id == self.member_id && alarm.kind == AlarmKind::NoSpace;
-        if self.reads.alarms().iter().any(alarm) {
+        if self.reads().alarms().iter().any(alarm) {
             return;
         }
         let Some(_raising) = self.quota.begin_raising() else { return };
@@ -56,30 +59,24 @@ impl State {
 
     /// Waits until a read of this member's state is linearizable.
     pub(crate) async fn barrier(&self) -> Result<(), ApiError> {
+        let started = Instant::now();
         match timeout(self.request_timeout, self.node.read_barrier()).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(barrier_error(&error)),
-            Err(_) => Err(ApiError::TimedOut(Effect::None)),
+            Ok(Err(BarrierError::NoLeader | BarrierError::NoQuorum)) | Err(_) => {
+                Err(self.timed_out(started, Effect::None))
+            }
+            Ok(Err(BarrierError::Stopped | BarrierError::Fatal(_))) => Err(ApiError::Stopped(Effect::None)),
         }
     }
-}
 
-fn propose_error(error: ProposeError) -> ApiError {
-    match error {
-        ProposeError::NoLeader => ApiError::NoLeader,
-        ProposeError::NotLeader { .. } => ApiError::LeaderChanged(Effect::None),
-        ProposeError::TooManyRequests { .. } => ApiError::TooManyRequests,
-        ProposeError::TooLarge { .. } => ApiError::RequestTooLarge,
-        ProposeError::Discarded => ApiError::LeaderChanged(Effect::Unknown),
-        ProposeError::Stopped | ProposeError::Fatal(_) => ApiError::Stopped(Effect::Unknown),
-    }
-}
-
-fn barrier_error(error: &BarrierError) -> ApiError {
-    match error {
-        BarrierError::NoLeader => ApiError::NoLeader,
-        BarrierError::NotLeader { .. } => ApiError::LeaderChanged(Effect::None),
-        BarrierError::NoQuorum => ApiError::TimedOut(Effect::None),
-        BarrierError::Stopped | BarrierError::Fatal(_) => ApiError::Stopped(Effect::None),
+    fn propose_error(&self, error: ProposeError, started: Instant) -> ApiError {
+        match error {
+            // It waited for a leader as long as a request may take, and none got it.
+            ProposeError::NoLeader => self.timed_out(started, Effect::None),
+            ProposeError::TooManyRequests { .. } => ApiError::TooManyRequests,
+            ProposeError::TooLarge { .. } => ApiError::RequestTooLarge,
+            ProposeError::Discarded => ApiError::LeaderChanged(Effect::Unknown),
+            ProposeError::Stopped | ProposeError::Fatal(_) => ApiError::Stopped(Effect::Unknown),
+        }
     }
 }

@@ -29,7 +29,7 @@ const READ_ATTEMPTS: usize = 3;
 pub(crate) async fn answer(state: &State, request: RangeRequest) -> Result<Answer, ApiError> {
     let mut attempt = 1;
     loop {
-        let view = state.reads.kv().view();
+        let view = state.reads().kv().view();
         let result = match is_cheap(&view, &request) {
             true if is_small(&request) => small(state, &view, &request),
             true => match view.scan(&request) {

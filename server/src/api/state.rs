@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tally_apply::{AlarmKind, Reads};
 use tally_raftnode::{Node, Status};
 use tokio::sync::{Semaphore, watch};
 
 use crate::api::metrics::Metrics;
-use crate::error::ApiError;
+use crate::error::{ApiError, Effect};
+use crate::leadership::Leadership;
 use crate::metrics::Sizes;
 use crate::preflight::{self, Quota};
 use crate::wire::Header;
@@ -35,7 +36,7 @@ pub(crate) struct Limits {
 /// What a [`State`] is made of.
 pub(crate) struct Parts {
     pub(crate) node: Node,
-    pub(crate) reads: Reads,
+    pub(crate) leadership: Arc<Leadership>,
     /// The size of the store, which a job refreshes.
     pub(crate) sizes: Arc<Sizes>,
     pub(crate) metrics: Arc<Metrics>,
@@ -49,7 +50,7 @@ pub(crate) struct Parts {
 /// What the handlers share.
 pub(crate) struct State {
     pub(crate) node: Node,
-    pub(crate) reads: Reads,
+    pub(crate) leadership: Arc<Leadership>,
     pub(crate) sizes: Arc<Sizes>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) member_id: u64,
@@ -67,12 +68,12 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { node, reads, sizes, metrics, cluster_id, member_id, version, limits } = parts;
+        let Parts { node, leadership, sizes, metrics, cluster_id, member_id, version, limits } = parts;
         let request_bytes_max = usize::try_from(limits.request_bytes_max).unwrap_or(usize::MAX);
         Self {
             status: node.status(),
             node,
-            reads,
+            leadership,
             sizes,
             metrics,
             member_id,
@@ -93,9 +94,29 @@ impl State {
         Header { identity: &self.identity, revision, term: self.status.borrow().term }
     }
 
+    /// What has been applied here, to be asked for anew by every request: a state received from the leader replaces it.
+    pub(crate) fn reads(&self) -> Reads {
+        self.node.reads()
+    }
+
+    /// Whether this member knows a leader.
+    pub(crate) fn has_leader(&self) -> bool {
+        self.status.borrow().leader.is_some()
+    }
+
+    /// A learner is not asked by clients, but for what operators and backups need.
+    pub(crate) fn refuse_if_learner(&self) -> Result<(), ApiError> {
+        if self.status.borrow().is_learner { Err(ApiError::Learner) } else { Ok(()) }
+    }
+
+    /// What a request hears that began at `started` and took too long.
+    pub(crate) fn timed_out(&self, started: Instant, effect: Effect) -> ApiError {
+        ApiError::TimedOut(effect, self.leadership.cause(started))
+    }
+
     /// Once replicas are known to differ, no data of theirs is handed out. (etcd goes on answering reads.)
     pub(crate) fn refuse_if_corrupt(&self) -> Result<(), ApiError> {
-        if self.reads.alarmed(AlarmKind::Corrupt) { Err(ApiError::CorruptCluster) } else { Ok(()) }
+        if self.reads().alarmed(AlarmKind::Corrupt) { Err(ApiError::CorruptCluster) } else { Ok(()) }
     }
 
     /// Bytes that the store has on disk and in memory tables; up to a second old.

@@ -148,7 +148,7 @@ fn replay(wal: &Path, metadata: &Metadata, upto: u64) -> Result<u128, CheckError
         if last.get(slot) != Some(&(number as u64)) {
             continue;
         }
-        chunk.push(Committed { index: position.index.get(), term: position.term, body: body(payload) });
+        chunk.push(Committed { index: position.index.get(), term: position.term, body: body(position.term, payload) });
         if chunk.len() == CHUNK_ENTRIES {
             apply(&mut chunk)?;
         }
@@ -162,8 +162,11 @@ fn replay(wal: &Path, metadata: &Metadata, upto: u64) -> Result<u128, CheckError
     Ok(root)
 }
 
-fn body(payload: Bytes) -> Body {
+fn body(entry_term: u64, payload: Bytes) -> Body {
     match describe_entry(&payload) {
+        // Meant for another leader than the one who wrote it: it does nothing, on every member alike.
+        EntryView::Proposal { term, .. } if term != entry_term => Body::Blank,
+        EntryView::Proposal { command, .. } => Body::Command(payload.slice_ref(command)),
         EntryView::Command(command) => Body::Command(payload.slice_ref(command)),
         EntryView::Membership(_) => Body::Membership(payload),
         EntryView::Blank => Body::Blank,

@@ -76,29 +76,39 @@ pub(super) fn dump(dir: &Path, filter: &Filter, as_json: bool, mut out: impl Wri
 
 /// What an entry carries.
 enum Content<'a> {
-    Command(Command),
+    Command {
+        command: Command,
+        /// The term that it was meant for, if it says so: in an entry of another term it does nothing.
+        term: Option<u64>,
+    },
     Other(EntryView<'a>),
     Undecodable(String),
 }
 
 fn content(payload: &Bytes) -> Content<'_> {
-    match describe_entry(payload) {
-        EntryView::Command(encoded) => match Command::decode(&payload.slice_ref(encoded)) {
-            Ok(command) => Content::Command(command),
-            Err(error) => Content::Undecodable(error.to_string()),
-        },
-        other => Content::Other(other),
+    let (encoded, term) = match describe_entry(payload) {
+        EntryView::Command(encoded) => (encoded, None),
+        EntryView::Proposal { term, command } => (command, Some(term)),
+        other => return Content::Other(other),
+    };
+    match Command::decode(&payload.slice_ref(encoded)) {
+        Ok(command) => Content::Command { command, term },
+        Err(error) => Content::Undecodable(error.to_string()),
     }
 }
 
 fn touches(view: &RecordView, text: &[u8]) -> bool {
     let RecordView::Entry { payload, .. } = view else { return false };
-    let Content::Command(command) = content(payload) else { return false };
+    let Content::Command { command, .. } = content(payload) else { return false };
     match &command {
         Command::Put(put) => contains(&put.key, text),
         Command::DeleteRange(delete) => range_touches(&delete.range, text),
         Command::Txn(txn) => txn_touches(txn, text),
-        Command::Compact { .. } | Command::Alarm(_) | Command::SetFeatureLevel { .. } | Command::SetMember(_) => false,
+        Command::Compact { .. }
+        | Command::Alarm(_)
+        | Command::SetFeatureLevel { .. }
+        | Command::SetMember(_)
+        | Command::RemoveMember { .. } => false,
     }
 }
 
@@ -132,7 +142,9 @@ fn line(view: &RecordView) -> String {
         RecordView::Truncate { after: Some(index) } => format!("state    entries after index {index} dropped"),
         RecordView::Truncate { after: None } => "state    all entries dropped".into(),
         RecordView::Snapshot(position) => format!("snapshot entries up to {position} dropped"),
-        RecordView::Entry { position, payload } => format!("entry    {position} {}", entry_line(payload)),
+        RecordView::Entry { position, payload } => {
+            format!("entry    {position} {}", entry_line(position.term, payload))
+        }
     }
 }
 
@@ -140,9 +152,12 @@ fn committed(position: Option<LogPosition>) -> String {
     position.map_or("vote only".into(), |position| format!("vote, committed up to {position}"))
 }
 
-fn entry_line(payload: &Bytes) -> String {
+fn entry_line(entry_term: u64, payload: &Bytes) -> String {
     match content(payload) {
-        Content::Command(command) => command_line(&command),
+        Content::Command { command, term: Some(term) } if term != entry_term => {
+            format!("without effect, as it was meant for term {term}: {}", command_line(&command))
+        }
+        Content::Command { command, .. } => command_line(&command),
         Content::Other(EntryView::Blank) => "blank".into(),
         Content::Other(EntryView::Membership(view)) => {
             let member = |(id, urls): &(u64, Vec<String>)| format!("{id:x} [{}]", urls.join(","));
@@ -150,7 +165,7 @@ fn entry_line(payload: &Bytes) -> String {
             format!("membership voters {:x?} members {}", view.voters, members.join(" "))
         }
         Content::Other(EntryView::Unreadable(error)) => format!("unreadable: {error}"),
-        Content::Other(EntryView::Command(_)) => "command".into(),
+        Content::Other(EntryView::Command(_) | EntryView::Proposal { .. }) => "command".into(),
         Content::Undecodable(error) => format!("undecodable command: {error}"),
     }
 }
@@ -175,9 +190,11 @@ fn command_line(command: &Command) -> String {
         }
         Command::SetFeatureLevel { level } => format!("feature level {level}"),
         Command::SetMember(member) => {
-            let (name, peers, clients) = (&member.name, member.peer_urls.join(","), member.client_urls.join(","));
-            format!("member {:x} name {name:?} peers [{peers}] clients [{clients}]", member.id)
+            let (name, clients) = (&member.name, member.client_urls.join(","));
+            let directory = uuid::Uuid::from_bytes(member.directory);
+            format!("member {:x} name {name:?} clients [{clients}] directory {directory}", member.id)
         }
+        Command::RemoveMember { id } => format!("member {id:x} removed for good"),
     }
 }
 
@@ -244,7 +261,9 @@ fn describe(view: &RecordView) -> Value {
 
 fn entry_json(payload: &Bytes) -> Value {
     match content(payload) {
-        Content::Command(command) => json!({"kind": "command", "command": command_json(&command)}),
+        Content::Command { command, term } => {
+            json!({"kind": "command", "command": command_json(&command), "meant_for_term": term})
+        }
         Content::Other(EntryView::Blank) => json!({"kind": "blank"}),
         Content::Other(EntryView::Membership(view)) => {
             let ids = |set: &Vec<u64>| set.iter().map(|id| format!("{id:x}")).collect::<Vec<_>>();
@@ -254,7 +273,9 @@ fn entry_json(payload: &Bytes) -> Value {
             json!({"kind": "membership", "voters": voters, "members": members})
         }
         Content::Other(EntryView::Unreadable(error)) => json!({"kind": "unreadable", "error": error.to_string()}),
-        Content::Other(EntryView::Command(bytes)) => json!({"kind": "command", "bytes": base64(bytes)}),
+        Content::Other(EntryView::Command(bytes) | EntryView::Proposal { command: bytes, .. }) => {
+            json!({"kind": "command", "bytes": base64(bytes)})
+        }
         Content::Undecodable(error) => json!({"kind": "undecodable", "error": error}),
     }
 }
@@ -268,7 +289,7 @@ fn command_json(command: &Command) -> Value {
         Command::DeleteRange(delete) => json!({"delete_range": range_json(&delete.range)}),
         Command::Txn(txn) => json!({"txn": txn_json(txn)}),
         Command::Compact { revision } => json!({"compact": {"revision": revision}}),
-        Command::Alarm(_) | Command::SetFeatureLevel { .. } | Command::SetMember(_) => {
+        Command::Alarm(_) | Command::SetFeatureLevel { .. } | Command::SetMember(_) | Command::RemoveMember { .. } => {
             json!({"text": command_line(command)})
         }
     }

@@ -54,7 +54,8 @@ const AUTH: &str = "users, roles and tokens are not in this version";
 const TRACING: &str = "distributed tracing is not in this version";
 const CORRUPT: &str = "comparison of the state is always on";
 const WATCH: &str = "watch is not in this version";
-const ONE_MEMBER: &str = "clusters of this version have one member";
+const REBUILD: &str = "rebuilding a cluster from one member's data is not in this version";
+const ALIKE: &str = "all members speak the same version";
 
 /// Every flag, in the order in which `--help` prints them.
 pub(crate) const FLAGS: &[Flag] = &[
@@ -71,7 +72,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         Serve,
         "milliseconds without a heartbeat before an election (5 to 500 heartbeats)",
     ),
-    flag("initial-election-tick-advance", Bool, "true", Accept("a single member elects itself at once"), "accepted"),
+    flag("initial-election-tick-advance", Bool, "true", Accept("elections do not wait for ticks"), "accepted"),
     flag("listen-peer-urls", List, "http://localhost:2380", Serve, "URLs to listen on for other members"),
     flag("listen-client-urls", List, "http://localhost:2379", Serve, "URLs to listen on for clients"),
     flag("listen-client-http-urls", List, "", Later("JSON and HTTP are served on --listen-client-urls"), "not yet"),
@@ -103,8 +104,15 @@ pub(crate) const FLAGS: &[Flag] = &[
         "set SO_REUSEADDR on the listening sockets (on Linux it always is)",
     ),
     flag("enable-grpc-gateway", Bool, "true", Later("JSON is the only client protocol of this version"), "serve JSON"),
-    flag("raft-read-timeout", Duration, "5s", Accept(ONE_MEMBER), "accepted"),
-    flag("raft-write-timeout", Duration, "5s", Accept(ONE_MEMBER), "accepted"),
+    flag("raft-read-timeout", Duration, "5s", Serve, "time a peer has to answer before its connection is given up"),
+    flag("raft-write-timeout", Duration, "5s", Serve, "time a peer has to take what is sent to it"),
+    flag(
+        "snapshot-send-rate-bytes",
+        Int,
+        "0",
+        Serve,
+        "bytes per second of a snapshot sent to another member (0: no limit); not in etcd",
+    ),
     flag("initial-advertise-peer-urls", List, "", Serve, "peer URLs to advertise (default: as listened on)"),
     flag("initial-cluster", List, "", Serve, "members of a new cluster, as name=url,… (default: this member alone)"),
     flag("initial-cluster-state", Text, "new", Serve, "`new` or `existing`"),
@@ -117,9 +125,9 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("discovery-proxy", Text, "", Refuse(DISCOVERY), "refused"),
     flag("discovery-srv", Text, "", Refuse(DISCOVERY), "refused"),
     flag("discovery-srv-name", Text, "", Refuse(DISCOVERY), "refused"),
-    flag("strict-reconfig-check", Bool, "true", Later(ONE_MEMBER), "not yet"),
+    flag("strict-reconfig-check", Bool, "true", Serve, "refuse membership changes that would endanger the quorum"),
     flag("pre-vote", Bool, "true", Refuse("the pre-vote phase cannot be switched off"), "always on"),
-    flag("max-learners", Int, "1", Accept(ONE_MEMBER), "accepted"),
+    flag("max-learners", Int, "1", Serve, "learners that the cluster may have at a time"),
     flag("auto-compaction-mode", Text, "periodic", Serve, "`periodic` or `revision`"),
     flag(
         "auto-compaction-retention",
@@ -193,9 +201,9 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("compact-hash-check-time", Duration, "1m", Accept(CORRUPT), "accepted"),
     flag("watch-progress-notify-interval", Duration, "10m", Accept(WATCH), "accepted"),
     flag("bootstrap-defrag-threshold-megabytes", Int, "0", Accept("the database compacts itself"), "accepted"),
-    flag("downgrade-check-time", Duration, "5s", Accept(ONE_MEMBER), "accepted"),
+    flag("downgrade-check-time", Duration, "5s", Accept(ALIKE), "accepted"),
     flag("feature-gates", List, "", Accept("corruption checks and lease checkpoints are always on"), "accepted"),
-    flag("force-new-cluster", Bool, "false", Later(ONE_MEMBER), "not yet"),
+    flag("force-new-cluster", Bool, "false", Later(REBUILD), "not yet"),
     flag(
         "unsafe-no-fsync",
         Bool,
@@ -252,7 +260,13 @@ pub(crate) const FLAGS: &[Flag] = &[
         "accepted",
     ),
     flag("experimental-stop-grpc-service-on-defrag", Bool, "false", Accept("the database compacts itself"), "accepted"),
-    flag("experimental-wait-cluster-ready-timeout", Duration, "5s", Accept(ONE_MEMBER), "accepted"),
+    flag(
+        "experimental-wait-cluster-ready-timeout",
+        Duration,
+        "5s",
+        Accept("clients are served as soon as there is a leader"),
+        "accepted",
+    ),
     flag("experimental-enable-distributed-tracing", Bool, "false", Alias("enable-distributed-tracing"), "see there"),
     flag(
         "config-file",

@@ -201,8 +201,20 @@ pub struct Config {
     pub initial_cluster: Vec<InitialMember>,
     /// Tells clusters with equal members apart.
     pub initial_cluster_token: String,
-    /// Whether the data directory must exist already.
+    /// Whether a member without data joins a running cluster instead of founding one.
     pub initial_cluster_existing: bool,
+    /// Whether the members, the token or the peer URLs were given, so that data found must agree with them.
+    pub initial_cluster_given: bool,
+    /// Refuse membership changes that would endanger the quorum.
+    pub strict_reconfig_check: bool,
+    /// Learners that the cluster may have.
+    pub max_learners: usize,
+    /// Time a peer has to answer.
+    pub raft_read_timeout: Duration,
+    /// Time a peer has to take what is sent to it.
+    pub raft_write_timeout: Duration,
+    /// Bytes per second of a snapshot sent to a peer; 0 for no limit.
+    pub snapshot_send_rate_bytes: u64,
     /// Committed entries after which the state is flushed and the log cut.
     pub snapshot_count: u64,
     /// Log entries kept when the log is cut.

@@ -24,6 +24,9 @@ pub enum UrlError {
     /// TLS was asked for.
     #[error("URL {0:?}: TLS is not in this version; listen on http:// and put a TLS proxy in front")]
     Tls(String),
+    /// Peers are reached over TCP only.
+    #[error("URL {0:?}: peers are reached over TCP; use http://host:port")]
+    NotTcp(String),
 }
 
 /// How to reach the address of a [`Url`].
@@ -93,6 +96,15 @@ impl Url {
     /// The scheme.
     pub fn scheme(&self) -> Scheme {
         self.scheme
+    }
+
+    /// Whether other members could reach a member here: over plain TCP.
+    pub(crate) fn check_peer(&self) -> Result<(), UrlError> {
+        match self.scheme {
+            Scheme::Http => Ok(()),
+            Scheme::Https => Err(UrlError::Tls(self.to_string())),
+            Scheme::Unix | Scheme::Unixs => Err(UrlError::NotTcp(self.to_string())),
+        }
     }
 
     /// Where to listen for this URL.

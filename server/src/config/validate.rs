@@ -20,6 +20,9 @@ const REQUEST_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Time between two looks at the revision in revision mode.
 const REVISION_CHECK_MS: u64 = 5 * 60 * 1000;
 
+/// The flags that a member's ids are derived from.
+const IDENTITY_FLAGS: [&str; 3] = ["initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls"];
+
 fn invalid(name: &'static str, why: impl Into<String>) -> ConfigError {
     ConfigError::Invalid { name, why: why.into() }
 }
@@ -34,6 +37,7 @@ impl Config {
         let listen_peer_urls = listen(&values, "listen-peer-urls", true)?;
         let advertise_client_urls = advertise(&values, "advertise-client-urls", &listen_client_urls)?;
         let advertise_peer_urls = advertise(&values, "initial-advertise-peer-urls", &listen_peer_urls)?;
+        reachable("initial-advertise-peer-urls", &advertise_peer_urls)?;
         let initial_cluster = initial_cluster(&values, &name, &advertise_peer_urls)?;
         let (heartbeat_ms, election_ms) = timing(&values)?;
         // Histograms per kind of request cost next to nothing here, so both settings show them.
@@ -54,6 +58,12 @@ impl Config {
             initial_cluster,
             initial_cluster_token: values.text("initial-cluster-token").to_owned(),
             initial_cluster_existing: choice(&values, "initial-cluster-state", &[("new", false), ("existing", true)])?,
+            initial_cluster_given: IDENTITY_FLAGS.iter().any(|name| values.is_given(name)),
+            strict_reconfig_check: values.bool("strict-reconfig-check"),
+            max_learners: positive(&values, "max-learners")? as usize,
+            raft_read_timeout: timeout(&values, "raft-read-timeout")?,
+            raft_write_timeout: timeout(&values, "raft-write-timeout")?,
+            snapshot_send_rate_bytes: values.int("snapshot-send-rate-bytes")?,
             snapshot_count: positive(&values, "snapshot-count")?,
             snapshot_catchup_entries: positive(&values, "snapshot-catchup-entries")?,
             heartbeat_ms,
@@ -126,6 +136,12 @@ fn initial_cluster(values: &Values, name: &str, advertised: &[Url]) -> Result<Ve
     }
     for member in &mut members {
         member.peer_urls.sort();
+        reachable(FLAG, &member.peer_urls)?;
+    }
+    let mut all: Vec<&Url> = members.iter().flat_map(|member| &member.peer_urls).collect();
+    all.sort();
+    if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(invalid(FLAG, format!("{} stands in it twice; every member needs URLs of its own", twice[0])));
     }
     let Some(own) = members.iter().find(|member| member.name == name) else {
         return Err(invalid(FLAG, format!("there is no member named {name:?} in it; set --name, or add it")));
@@ -135,11 +151,20 @@ fn initial_cluster(values: &Values, name: &str, advertised: &[Url]) -> Result<Ve
         let (there, here) = (list(&own.peer_urls), list(advertised));
         return Err(invalid(FLAG, format!("{name} has {there} there, but {here} in --initial-advertise-peer-urls")));
     }
-    if members.len() > 1 {
-        let why = format!("names {} members; clusters of this version have one member", members.len());
-        return Err(invalid(FLAG, why));
-    }
     Ok(members)
+}
+
+/// Peers speak plain HTTP over TCP in this version.
+fn reachable(name: &'static str, urls: &[Url]) -> Result<(), ConfigError> {
+    urls.iter().try_for_each(Url::check_peer).map_err(|source| ConfigError::Url { name, source })
+}
+
+/// A time that somebody else has, so it cannot be none.
+fn timeout(values: &Values, name: &'static str) -> Result<Duration, ConfigError> {
+    match values.duration(name) {
+        Duration::ZERO => Err(invalid(name, "must be longer than 0")),
+        time => Ok(time),
+    }
 }
 
 /// Heartbeat interval and election timeout.
@@ -309,7 +334,14 @@ mod tests {
             (&["--advertise-client-urls=nonsense"], "--advertise-client-urls"),
             (&["--initial-cluster=x=http://localhost:2380"], "\"default\""),
             (&["--initial-cluster=default=http://localhost:1"], "--initial-advertise-peer-urls"),
-            (&["--initial-cluster=default=http://localhost:2380,b=http://h:1"], "one member"),
+            (&["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"], "twice"),
+            (&["--initial-cluster=default=http://localhost:2380,default=http://localhost:2380"], "twice"),
+            (&["--initial-cluster=default=http://localhost:2380,b=https://h:1"], "TLS"),
+            (&["--initial-cluster=default=http://localhost:2380,b=unix://s"], "TCP"),
+            (&["--max-learners=0"], "--max-learners"),
+            (&["--raft-read-timeout=0s"], "--raft-read-timeout"),
+            (&["--snapshot-send-rate-bytes=-1"], "--snapshot-send-rate-bytes"),
+            (&["--pre-vote=false"], "pre-vote"),
             (&["--initial-cluster=nonsense"], "name=url"),
             (&["--initial-cluster-state=old"], "existing"),
             (&["--auto-compaction-mode=sometimes"], "periodic"),
@@ -328,6 +360,29 @@ mod tests {
             let error = config(args).unwrap_err().to_string();
             assert!(error.contains(needle), "{args:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_cluster_of_several_members() {
+        let members = "a=http://h:1,b=http://h:2,c=http://h:3";
+        let args = [
+            "--name=b",
+            "--initial-advertise-peer-urls=http://h:2",
+            &format!("--initial-cluster={members}"),
+            "--initial-cluster-state=existing",
+            "--max-learners=2",
+            "--strict-reconfig-check=false",
+            "--raft-read-timeout=100ms",
+            "--snapshot-send-rate-bytes=1000000",
+        ];
+        let config = config(&args).unwrap();
+        assert_eq!(config.initial_cluster.len(), 3);
+        assert!(config.initial_cluster_existing && config.initial_cluster_given && !config.strict_reconfig_check);
+        assert_eq!((config.max_learners, config.snapshot_send_rate_bytes), (2, 1_000_000));
+        assert_eq!(config.raft_read_timeout, Duration::from_millis(100));
+        assert_eq!(config.raft_write_timeout, Duration::from_secs(5));
+        assert!(!self::config(&[]).unwrap().initial_cluster_given);
+        assert!(self::config(&["--initial-cluster-token=t"]).unwrap().initial_cluster_given);
     }
 
     #[test]

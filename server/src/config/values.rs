@@ -106,6 +106,11 @@ impl Values {
         self.given.get(name).map_or(default, String::as_str)
     }
 
+    /// Whether a flag of the table was given a value.
+    pub(super) fn is_given(&self, name: &'static str) -> bool {
+        self.given.get(name).is_some_and(|value| !value.is_empty())
+    }
+
     /// The value of a [`Kind::Bool`].
     pub(super) fn bool(&self, name: &'static str) -> bool {
         parse_bool(self.text(name)).unwrap_or(false)

@@ -12,6 +12,8 @@ use tokio::sync::Notify;
 
 /// Time between two looks at the connections.
 const TICK: Duration = Duration::from_secs(2);
+/// How long a client over HTTP/1.1 has to send its last request, be answered it, and be told that it was the last one.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// What connections may cost. The times are kept to within [`TICK`].
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub(crate) struct Limits {
     pub(crate) head_timeout: Duration,
     /// From the complete head until the response begins: reading the body, and handling.
     pub(crate) handler_timeout: Duration,
+    /// Bodies are streams that may go on for long: [`Limits::handler_timeout`] counts from the last byte received.
+    pub(crate) streamed_bodies: bool,
     /// For the client to take any byte of a response.
     pub(crate) stall_timeout: Duration,
     /// Without any request.
@@ -36,6 +40,7 @@ impl Default for Limits {
             connections_max: 20_000,
             head_timeout: Duration::from_secs(10),
             handler_timeout: Duration::from_secs(60),
+            streamed_bodies: false,
             stall_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(600),
             head_bytes_max: 64 * 1024,
@@ -44,6 +49,17 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// For other members: few connections, which carry streams without an end and whole states.
+    pub(crate) fn for_peers() -> Limits {
+        Limits {
+            connections_max: 1_000,
+            // A state that has been received is checked and put in place before it is answered.
+            handler_timeout: Duration::from_secs(15 * 60),
+            streamed_bodies: true,
+            ..Limits::default()
+        }
+    }
+
     /// The same, with connections bounded by the file descriptors that this process may open.
     pub(crate) fn within_descriptors(mut self) -> Limits {
         /// Descriptors kept for the database, the log and everything else.
@@ -67,6 +83,8 @@ pub(crate) fn descriptor_limit() -> Option<usize> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Continue,
+    /// Answer what still comes, saying that it was the last answer.
+    Finish,
     /// Finish the requests under way, then close.
     Drain,
     Close,
@@ -86,13 +104,15 @@ pub(super) struct Connection {
     requests: AtomicU32,
     handling: AtomicU32,
     open: AtomicU32,
+    streamed_bodies: bool,
 }
 
 impl Connection {
     pub(super) fn order(&self) -> Order {
         match self.order.load(Relaxed) {
             0 => Order::Continue,
-            1 => Order::Drain,
+            1 => Order::Finish,
+            2 => Order::Drain,
             _ => Order::Close,
         }
     }
@@ -100,6 +120,10 @@ impl Connection {
     fn command(&self, order: Order) {
         self.order.fetch_max(order as u8, Relaxed);
         self.wake.notify_one();
+    }
+
+    pub(super) fn is_http2(&self) -> bool {
+        self.http2.load(Relaxed)
     }
 
     pub(super) fn on_read(&self, is_http2: bool) {
@@ -134,7 +158,7 @@ impl Connection {
         if self.write_blocked.load(Relaxed) {
             (Phase::Stalled, self.writes.load(Relaxed))
         } else if self.handling.load(Relaxed) > 0 {
-            (Phase::Handling, self.requests.load(Relaxed))
+            (Phase::Handling, if self.streamed_bodies { activity() } else { self.requests.load(Relaxed) })
         } else if self.open.load(Relaxed) > 0 {
             (Phase::Responding, 0)
         } else if self.http2.load(Relaxed) {
@@ -253,7 +277,8 @@ impl Connections {
         }
         self.accepted.fetch_add(1, Relaxed);
         let id = self.next.fetch_add(1, Relaxed);
-        let connection = Arc::new(Connection::default());
+        let streamed_bodies = self.limits.streamed_bodies;
+        let connection = Arc::new(Connection { streamed_bodies, ..Connection::default() });
         let seen = connection.phase();
         open.insert(id, Watched { connection: Arc::clone(&connection), seen, unchanged: Duration::ZERO });
         Some(Place { all: Arc::clone(self), id, connection })
@@ -287,14 +312,25 @@ impl Connections {
     }
 
     /// Admits nobody any more and waits until the requests under way are answered, or `patience` is over: then closes all.
+    /// A client that has nothing under way is told with its next answer, or cut off if it asks for none for a while.
     pub(crate) async fn drain(&self, patience: Duration) {
         self.draining.store(true, Relaxed);
+        self.command_all(Order::Finish);
+        if tokio::time::timeout(FAREWELL, self.empty()).await.is_ok() {
+            return;
+        }
         self.command_all(Order::Drain);
         if tokio::time::timeout(patience, self.empty()).await.is_err() {
             tracing::warn!(open_connections = self.open(), "closing connections whose requests did not end in time");
-            self.command_all(Order::Close);
-            self.empty().await;
+            self.close().await;
         }
+    }
+
+    /// Admits nobody any more and closes all at once.
+    pub(crate) async fn close(&self) {
+        self.draining.store(true, Relaxed);
+        self.command_all(Order::Close);
+        self.empty().await;
     }
 
     fn command_all(&self, order: Order) {
@@ -389,6 +425,25 @@ mod tests {
         drop(request);
         let _request = connection.begin();
         assert_eq!(closed_after(&all, &connection, || connection.on_read(false)), Some(65));
+    }
+
+    #[test]
+    fn a_stream_between_members_lives_as_long_as_it_moves() {
+        let all = Arc::new(Connections::new(Limits::for_peers()));
+        let place = all.admit().unwrap();
+        let connection = Arc::clone(&place.connection);
+        connection.on_read(true);
+        // A state that is being received: its request is not answered before the end.
+        let request = connection.begin();
+        assert_eq!(closed_after(&all, &connection, || connection.on_read(true)), None);
+        drop(request);
+        // A stream whose answer has begun may be silent for as long as it likes.
+        let mut duplex = connection.begin();
+        duplex.respond();
+        assert_eq!(closed_after(&all, &connection, || ()), None);
+        drop(duplex);
+        let _silent = connection.begin();
+        assert_eq!(closed_after(&all, &connection, || ()), Some(905));
     }
 
     #[test]

@@ -10,26 +10,32 @@ use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HOST,
-    HeaderValue, ORIGIN,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, CONTENT_TYPE,
+    HOST, HeaderValue, ORIGIN,
 };
 use hyper::service::Service as _;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::service::TowerToHyperService;
 
-use super::connections::{Connection, Request as Open};
+use super::connections::{Connection, Order, Request as Open};
 use crate::config::Allowed;
 
 /// The routes of a listener with what guards them.
 pub(crate) struct Front {
     routes: TowerToHyperService<Router>,
     hosts: Allowed,
-    origins: Allowed,
+    /// `None`: browsers have no business here.
+    origins: Option<Allowed>,
 }
 
 impl Front {
     pub(crate) fn new(routes: Router, hosts: Allowed, origins: Allowed) -> Front {
-        Front { routes: TowerToHyperService::new(routes), hosts, origins }
+        Front { routes: TowerToHyperService::new(routes), hosts, origins: Some(origins) }
+    }
+
+    /// For other members, who come by any name and from no web page.
+    pub(crate) fn for_peers(routes: Router) -> Front {
+        Front { routes: TowerToHyperService::new(routes), hosts: Allowed::All, origins: None }
     }
 
     pub(super) async fn call(
@@ -38,20 +44,28 @@ impl Front {
         connection: Arc<Connection>,
     ) -> Result<Response<Tracked>, Infallible> {
         let mut open = connection.begin();
-        let response = match self.refuse(&request) {
+        let is_http1 = request.version() < Version::HTTP_2;
+        let mut response = match self.refuse(&request) {
             Some(refusal) => refusal,
-            None => {
-                let origin = self.allowed_origin(&request);
-                if request.method() == Method::OPTIONS {
-                    with_cors(Response::new(Body::empty()), origin)
-                } else {
-                    let response = self.routes.call(request).await?;
-                    if origin.is_some() { with_cors(response, origin) } else { response }
-                }
-            }
+            None => self.answer(request).await?,
         };
+        // A client that is told so sends nothing more here; one whose connection just vanished could not know whether
+        // its next request was carried out.
+        if is_http1 && connection.order() != Order::Continue {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         open.respond();
         Ok(response.map(|body| Tracked { body, _open: open }))
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let Some(origins) = &self.origins else { return self.routes.call(request).await };
+        let origin = allowed_origin(origins, &request);
+        if request.method() == Method::OPTIONS {
+            return Ok(with_cors(Response::new(Body::empty()), origin));
+        }
+        let response = self.routes.call(request).await?;
+        Ok(if origin.is_some() { with_cors(response, origin) } else { response })
     }
 
     /// A browser that was led here under a foreign name (DNS rebinding) is turned away.
@@ -71,18 +85,16 @@ impl Front {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         Some(response)
     }
+}
 
-    /// What to answer a browser that asks on behalf of another site. `None` if it is not a browser, or not allowed.
-    fn allowed_origin(&self, request: &Request<Incoming>) -> Option<HeaderValue> {
-        let origin = request.headers().get(ORIGIN);
-        match &self.origins {
-            Allowed::All if origin.is_some() || request.method() == Method::OPTIONS => {
-                Some(HeaderValue::from_static("*"))
-            }
-            Allowed::All => None,
-            Allowed::Only(names) => {
-                origin.filter(|origin| origin.to_str().is_ok_and(|origin| names.contains(origin))).cloned()
-            }
+/// What to answer a browser that asks on behalf of another site. `None` if it is not a browser, or not allowed.
+fn allowed_origin(origins: &Allowed, request: &Request<Incoming>) -> Option<HeaderValue> {
+    let origin = request.headers().get(ORIGIN);
+    match origins {
+        Allowed::All if origin.is_some() || request.method() == Method::OPTIONS => Some(HeaderValue::from_static("*")),
+        Allowed::All => None,
+        Allowed::Only(names) => {
+            origin.filter(|origin| origin.to_str().is_ok_and(|origin| names.contains(origin))).cloned()
         }
     }
 }

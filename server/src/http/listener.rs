@@ -30,16 +30,28 @@ pub enum BindError {
     },
 }
 
-/// A bound socket that does not accept yet.
-pub(crate) struct Listener {
-    pub(super) socket: ListenSocket,
+/// An address that is taken, so that nobody else gets it; whoever connects to it is refused until [`Bound::listen`].
+pub(crate) struct Bound {
+    socket: BoundSocket,
+    url: Url,
     address: String,
     tcp: Option<SocketAddr>,
 }
 
+enum BoundSocket {
+    Tcp(Socket),
+    /// With the guard that removes the socket's file.
+    Unix(UnixListener, SocketFile),
+}
+
+/// A listening socket; connections wait in the kernel's queue until it is served.
+pub(crate) struct Listener {
+    pub(super) socket: ListenSocket,
+    address: String,
+}
+
 pub(super) enum ListenSocket {
     Tcp(TcpListener),
-    /// With the guard that removes the socket's file.
     Unix(UnixListener, SocketFile),
 }
 
@@ -52,37 +64,55 @@ impl Drop for SocketFile {
     }
 }
 
-impl Listener {
-    /// Binds. Connections wait in the kernel's queue until the listener is served.
-    pub(crate) fn bind(url: &Url, reuse_port: bool) -> Result<Listener, BindError> {
+impl Bound {
+    /// Takes the address of a URL. A Unix socket listens at once.
+    pub(crate) fn new(url: &Url, reuse_port: bool) -> Result<Bound, BindError> {
         let failed = |source| BindError::Listen { url: url.clone(), source };
-        match url.endpoint()? {
+        let (socket, address, tcp) = match url.endpoint()? {
             Endpoint::Tcp(address) => {
                 let socket = bind_tcp(address, reuse_port).map_err(failed)?;
-                let bound = socket.local_addr().map_err(failed)?;
-                Ok(Listener { socket: ListenSocket::Tcp(socket), address: bound.to_string(), tcp: Some(bound) })
+                let bound = socket.local_addr().map_err(failed)?.as_socket();
+                let bound = bound.ok_or_else(|| failed(io::Error::other("the socket has no address")))?;
+                (BoundSocket::Tcp(socket), bound.to_string(), Some(bound))
             }
             Endpoint::Unix(path) => {
                 remove_stale(&path).map_err(failed)?;
                 let socket = UnixListener::bind(&path).map_err(failed)?;
                 let address = path.display().to_string();
-                Ok(Listener { socket: ListenSocket::Unix(socket, SocketFile(path)), address, tcp: None })
+                (BoundSocket::Unix(socket, SocketFile(path)), address, None)
             }
-        }
+        };
+        Ok(Bound { socket, url: url.clone(), address, tcp })
     }
 
+    /// The bound address, if it is TCP, with the port that the system chose.
+    pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp
+    }
+
+    /// Lets connections in. Must be called inside a tokio runtime.
+    pub(crate) fn listen(self) -> Result<Listener, BindError> {
+        let Bound { socket, url, address, .. } = self;
+        let socket = match socket {
+            BoundSocket::Tcp(socket) => socket
+                .listen(BACKLOG)
+                .and_then(|()| TcpListener::from_std(socket.into()))
+                .map(ListenSocket::Tcp)
+                .map_err(|source| BindError::Listen { url, source })?,
+            BoundSocket::Unix(socket, file) => ListenSocket::Unix(socket, file),
+        };
+        Ok(Listener { socket, address })
+    }
+}
+
+impl Listener {
     /// The bound address: `ip:port` with the port that the system chose, or a path.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
-
-    /// The bound address, if it is TCP.
-    pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
-        self.tcp
-    }
 }
 
-fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Without it, a restart would have to wait for the old connections' TIME_WAIT.
     socket.set_reuse_address(true)?;
@@ -91,8 +121,7 @@ fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
 /// Removes the socket file of a server that was killed: one that nobody listens on.

@@ -20,10 +20,21 @@ use connections::{Order, Place};
 pub(crate) use front::Front;
 pub use listener::BindError;
 use listener::ListenSocket;
-pub(crate) use listener::Listener;
+pub(crate) use listener::{Bound, Listener};
 
 /// Pause after a connection could not be accepted, for example because no file descriptor was left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What a peer may send before it has to wait for this member to take it: one stream, and all of a connection.
+const PEER_STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const PEER_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Large frames make few of a batch of entries or a piece of a state.
+const PEER_FRAME_BYTES: u32 = 1 << 20;
+/// Streams of one peer connection; a member uses one or two.
+const PEER_STREAMS_MAX: u32 = 64;
+/// A peer that is cut off says nothing: its connection is found dead by pings, and its streams with it.
+const PEER_PING_INTERVAL: Duration = Duration::from_secs(10);
+const PEER_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What the listeners of a server share.
 #[derive(Clone)]
@@ -43,17 +54,20 @@ pub(crate) struct Http2 {
 
 impl Http {
     pub(crate) fn new(connections: Arc<Connections>, http2: Http2) -> Http {
-        let head_bytes_max = connections.limits().head_bytes_max;
-        let mut builder = Builder::new(TokioExecutor::new());
-        // Timeouts are kept by `connections`: hyper's own would also cut idle connections off after 30 seconds.
-        builder.http1().header_read_timeout(None).max_buf_size(head_bytes_max).pipeline_flush(true);
+        let builder = builder(connections.limits().head_bytes_max, http2);
+        Http { builder: Arc::new(builder), connections }
+    }
+
+    /// For other members: room for a link that is fast and long.
+    pub(crate) fn for_peers(connections: Arc<Connections>) -> Http {
+        let http2 =
+            Http2 { streams_max: PEER_STREAMS_MAX, ping_interval: PEER_PING_INTERVAL, ping_timeout: PEER_PING_TIMEOUT };
+        let mut builder = builder(connections.limits().head_bytes_max, http2);
         builder
             .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(http2.streams_max)
-            .keep_alive_interval(Some(http2.ping_interval).filter(|interval| !interval.is_zero()))
-            .keep_alive_timeout(http2.ping_timeout)
-            .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX));
+            .initial_stream_window_size(PEER_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(PEER_CONNECTION_WINDOW_BYTES)
+            .max_frame_size(PEER_FRAME_BYTES);
         Http { builder: Arc::new(builder), connections }
     }
 
@@ -90,6 +104,20 @@ impl Http {
     }
 }
 
+fn builder(head_bytes_max: usize, http2: Http2) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    // Timeouts are kept by `connections`: hyper's own would also cut idle connections off after 30 seconds.
+    builder.http1().header_read_timeout(None).max_buf_size(head_bytes_max).pipeline_flush(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(http2.streams_max)
+        .keep_alive_interval(Some(http2.ping_interval).filter(|interval| !interval.is_zero()))
+        .keep_alive_timeout(http2.ping_timeout)
+        .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX));
+    builder
+}
+
 async fn pause(error: std::io::Error) {
     match error.kind() {
         // The client gave up while it waited.
@@ -118,6 +146,10 @@ where
         };
         match ordered {
             Order::Continue => {}
+            // HTTP/2 has a farewell of its own, which says which requests were taken.
+            Order::Finish if shared.is_http2() => http.as_mut().graceful_shutdown(),
+            // The next answer says that it is the last one.
+            Order::Finish => {}
             Order::Drain => http.as_mut().graceful_shutdown(),
             Order::Close => return,
         }

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tally_apply::{Command, Reads, Rejection};
-use tally_backend::Backend;
+use tally_apply::{Command, Rejection};
 use tally_raftnode::{EncodedCommand, Node};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
@@ -21,13 +20,13 @@ use crate::metrics::Sizes;
 const SIZE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Compacts by the schedule as long as this member leads.
-pub(crate) async fn compact(mut schedule: Schedule, node: Node, reads: Reads) {
+pub(crate) async fn compact(mut schedule: Schedule, node: Node) {
     let started = Instant::now();
     let mut ticks = interval_at(started, schedule.interval());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(revision) = schedule.look(started.elapsed(), reads.kv().revision()) else { continue };
+        let Some(revision) = schedule.look(started.elapsed(), node.reads().kv().revision()) else { continue };
         if !node.status().borrow().is_leader {
             continue;
         }
@@ -49,18 +48,18 @@ pub(crate) async fn compact(mut schedule: Schedule, node: Node, reads: Reads) {
 }
 
 /// Keeps the size of the database up to date, for the quota and the metrics.
-pub(crate) async fn watch_sizes(backend: Backend, sizes: Arc<Sizes>) {
+pub(crate) async fn watch_sizes(node: Node, sizes: Arc<Sizes>) {
     let mut ticks = tokio::time::interval(SIZE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        refresh_sizes(&backend, &sizes);
+        refresh_sizes(&node, &sizes);
     }
 }
 
 /// Looks at the size once.
-pub(crate) fn refresh_sizes(backend: &Backend, sizes: &Sizes) {
-    match backend.size() {
+pub(crate) fn refresh_sizes(node: &Node, sizes: &Sizes) {
+    match node.store_size() {
         Ok(size) => {
             sizes.allocated.store(size.allocated, Relaxed);
             sizes.in_use.store(size.in_use, Relaxed);

@@ -32,10 +32,11 @@ pub(crate) struct Sweeper {
 }
 
 impl Sweeper {
-    /// Begins, with what an earlier run left.
-    pub(crate) fn start(reader: Reader, config: SweeperConfig) -> io::Result<Sweeper> {
+    /// Begins, with what an earlier run left. `reader` gives the store in force, which a state received from the leader
+    /// replaces.
+    pub(crate) fn start(reader: impl Fn() -> Reader + Send + 'static, config: SweeperConfig) -> io::Result<Sweeper> {
         let (stop, stopped) = sync_channel(1);
-        let run = move || sweep(&reader, config, &stopped);
+        let run = move || sweep(reader, config, &stopped);
         let thread = std::thread::Builder::new().name("tally-sweeper".into()).spawn(run)?;
         Ok(Sweeper { stop: Some(stop), thread: Some(thread) })
     }
@@ -54,13 +55,13 @@ impl Drop for Sweeper {
     }
 }
 
-fn sweep(reader: &Reader, config: SweeperConfig, stopped: &Receiver<()>) {
+fn sweep(reader: impl Fn() -> Reader, config: SweeperConfig, stopped: &Receiver<()>) {
     let mut waiting_since: Option<Instant> = None;
     let mut deleted_total = 0;
     loop {
         let patient = waiting_since.is_none_or(|since| since.elapsed() < PATIENCE);
         let limits = SweepLimits { records: config.batch_records, wait_for_views: patient };
-        let pause = match reader.sweep(limits) {
+        let pause = match reader().sweep(limits) {
             Ok(SweepProgress::Done) => {
                 if deleted_total > 0 {
                     tracing::info!(deleted_records = deleted_total, "swept what compactions dropped");

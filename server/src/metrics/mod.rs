@@ -7,6 +7,7 @@
 //! do not notice, and which keeps `promtool check metrics` clean.
 
 mod figure;
+mod network;
 mod node;
 mod observed;
 
@@ -23,17 +24,27 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder};
 
 use figure::Figure;
+pub(crate) use network::Network;
 pub(crate) use node::{Sizes, Sources};
 pub(crate) use observed::Observed;
 
 /// Metrics whose etcd type does not agree with their etcd name. Prometheus takes them as untyped.
-const UNDECLARED: [&str; 6] = [
+const UNDECLARED: [&str; 15] = [
     "etcd_debugging_mvcc_keys_total",
     "etcd_disk_wal_write_bytes_total",
+    "etcd_network_snapshot_receive_failures",
+    "etcd_network_snapshot_receive_inflights_total",
+    "etcd_network_snapshot_receive_success",
+    "etcd_network_snapshot_send_failures",
+    "etcd_network_snapshot_send_inflights_total",
+    "etcd_network_snapshot_send_success",
     "etcd_server_health_failures",
     "etcd_server_health_success",
+    "etcd_server_learner_promote_failures",
+    "etcd_server_learner_promote_successes",
     "etcd_server_proposals_applied_total",
     "etcd_server_proposals_committed_total",
+    "etcd_server_snapshot_apply_in_progress_total",
 ];
 
 /// All metrics of one server.
@@ -58,9 +69,10 @@ impl Metrics {
         node::figures(&Arc::new(sources)).into_iter().try_for_each(|figure| figure.register(&self.registry))
     }
 
-    /// Adds what `observed` is told.
-    pub(crate) fn observe(&self, observed: &Observed) -> Result<(), prometheus::Error> {
-        observed.register(&self.registry)
+    /// Adds what `observed` and `network` are told.
+    pub(crate) fn observe(&self, observed: &Observed, network: &Network) -> Result<(), prometheus::Error> {
+        observed.register(&self.registry)?;
+        network.register(&self.registry)
     }
 
     /// `/metrics`.

@@ -7,7 +7,7 @@ use prometheus::proto::MetricType;
 use tally_apply::Reads;
 use tally_raftnode::{Node, Progress, Status};
 
-use super::Figure;
+use super::{Figure, Network};
 use crate::config::{API_VERSION, VERSION};
 use crate::health::{Check, Health, Tally};
 use crate::http::{Connections, descriptor_limit};
@@ -24,7 +24,7 @@ pub(crate) struct Sizes {
 /// What the figures are read from.
 pub(crate) struct Sources {
     pub(crate) node: Node,
-    pub(crate) reads: Reads,
+    pub(crate) network: Arc<Network>,
     pub(crate) health: Arc<Health>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) sizes: Arc<Sizes>,
@@ -35,6 +35,10 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
+    fn reads(&self) -> Reads {
+        self.node.reads()
+    }
+
     fn status<T>(&self, read: impl FnOnce(&Status) -> T) -> T {
         read(&self.node.status().borrow())
     }
@@ -72,24 +76,24 @@ impl Table {
     }
 
     fn store(self) -> Table {
-        self.counter("etcd_mvcc_put_total", "Puts seen by this member.", |s| s.reads.kv().metrics().puts())
-            .counter("etcd_mvcc_delete_total", "Deletes seen by this member.", |s| s.reads.kv().metrics().deletes())
+        self.counter("etcd_mvcc_put_total", "Puts seen by this member.", |s| s.reads().kv().metrics().puts())
+            .counter("etcd_mvcc_delete_total", "Deletes seen by this member.", |s| s.reads().kv().metrics().deletes())
             .counter("etcd_mvcc_txn_total", "Transactions of more than one operation seen by this member.", |s| {
-                s.reads.kv().metrics().txns()
+                s.reads().kv().metrics().txns()
             })
-            .counter("etcd_mvcc_range_total", "Ranges seen by this member.", |s| s.reads.kv().metrics().ranges())
+            .counter("etcd_mvcc_range_total", "Ranges seen by this member.", |s| s.reads().kv().metrics().ranges())
             .gauge("etcd_debugging_mvcc_current_revision", "The current revision of the store.", |s| {
-                s.reads.kv().revision() as f64
+                s.reads().kv().revision() as f64
             })
             .gauge("etcd_debugging_mvcc_compact_revision", "The revision of the last compaction.", |s| {
-                s.reads.kv().compact_revision() as f64
+                s.reads().kv().compact_revision() as f64
             })
-            .gauge("etcd_debugging_mvcc_keys_total", "Keys that exist.", |s| s.reads.kv().keys_live() as f64)
+            .gauge("etcd_debugging_mvcc_keys_total", "Keys that exist.", |s| s.reads().kv().keys_live() as f64)
             .gauge("etcd_debugging_mvcc_total_put_size_in_bytes", "Bytes of keys and values put.", |s| {
-                s.reads.kv().metrics().put_bytes() as f64
+                s.reads().kv().metrics().put_bytes() as f64
             })
             .counter("etcd_debugging_mvcc_db_compaction_keys_total", "Records deleted after compactions.", |s| {
-                s.reads.kv().metrics().swept_records()
+                s.reads().kv().metrics().swept_records()
             })
             .gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes that the database takes.", |s| {
                 s.sizes.allocated.load(Relaxed) as f64
@@ -122,10 +126,33 @@ impl Table {
         .counter("etcd_server_proposals_failed_total", "Proposals that consensus did not carry out.", |s| {
             s.node.progress().proposals_failed
         })
+        .counter("etcd_server_slow_read_indexes_total", "Confirmations of leadership for reads that took long.", |s| {
+            s.node.progress().read_indexes_slow
+        })
+        .counter("etcd_server_read_indexes_failed_total", "Confirmations of leadership for reads that failed.", |s| {
+            s.node.progress().read_indexes_failed
+        })
+        .gauge("etcd_server_snapshot_apply_in_progress_total", "Whether a state is being received.", |s| {
+            f64::from(u8::from(s.network.is_receiving_snapshot()))
+        })
+        .known_peers()
         .progress("tally_applied_index", "Index of the last entry that readers see.", |p| p.applied)
         .progress("tally_durable_index", "Index of the last entry that is durable in the database.", |p| p.durable)
         .progress("tally_log_last_index", "Index of the last entry in the log.", |p| p.last)
         .progress("tally_log_purged_index", "Index of the last entry cut from the log.", |p| p.purged)
+    }
+
+    /// As in etcd, a member knows itself.
+    fn known_peers(mut self) -> Table {
+        let sources = Arc::clone(&self.sources);
+        let known = move || {
+            let local = format!("{:x}", sources.member_id);
+            let remotes = sources.node.members().into_iter().map(|member| format!("{:x}", member.id));
+            remotes.map(|remote| (vec![local.clone(), remote], 1.0)).collect()
+        };
+        let (name, help) = ("etcd_network_known_peers", "Members of the cluster.");
+        self.figures.push(Figure::labelled(name, help, MetricType::GAUGE, &["Local", "Remote"], known));
+        self
     }
 
     fn health(mut self) -> Table {
@@ -152,7 +179,7 @@ impl Table {
         self.figures.push(Figure::labelled(name, help, MetricType::GAUGE, &["type", "name"], last));
         let sources = Arc::clone(&self.sources);
         let alarms = move || {
-            let alarms = sources.reads.alarms();
+            let alarms = sources.reads().alarms();
             alarms.iter().map(|a| (vec![format!("{:x}", a.member_id), a.kind.name().to_owned()], 1.0)).collect()
         };
         let (name, help) = ("etcd_debugging_server_alarms", "Alarms that are raised.");

@@ -20,7 +20,8 @@ mod write;
 pub(crate) use convert::{delete_range, put, range, txn};
 pub(crate) use read::DecodeError;
 pub(crate) use request::{
-    CompactionMessage, DeleteRangeMessage, EmptyMessage, HashKvMessage, PutMessage, RangeMessage, TxnMessage, decode,
+    CompactionMessage, DeleteRangeMessage, EmptyMessage, HashKvMessage, MemberAddMessage, MemberListMessage,
+    MemberMessage, MemberUpdateMessage, PutMessage, RangeMessage, TransferMessage, TxnMessage, decode,
     reads_are_serializable,
 };
-pub(crate) use response::{Header, RangeWriter, Status};
+pub(crate) use response::{Header, Member, RangeWriter, Status};

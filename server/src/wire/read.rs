@@ -192,6 +192,40 @@ impl<'a> Cursor<'a> {
         Cursor::new(&raw[range]).number("int64")
     }
 
+    /// Text. What is no UTF-8 is replaced, as Go's JSON does.
+    pub(crate) fn text(&mut self) -> Result<String, DecodeError> {
+        if self.peek() != b'"' {
+            return Err(self.wrong_kind("string"));
+        }
+        Ok(String::from_utf8_lossy(&self.string()).into_owned())
+    }
+
+    /// An id: a number that is not negative, of which all 64 bits are used.
+    pub(crate) fn uint64(&mut self) -> Result<u64, DecodeError> {
+        if self.peek() != b'"' {
+            return self.unsigned();
+        }
+        let raw = self.raw_string();
+        let range = syntax::only_value(raw)?;
+        Cursor::new(&raw[range]).unsigned()
+    }
+
+    fn unsigned(&mut self) -> Result<u64, DecodeError> {
+        let start = self.at;
+        if self.peek().is_ascii_digit() {
+            let mut ahead = Cursor { text: self.text, at: start };
+            ahead.skip_value();
+            if let Some(number) =
+                std::str::from_utf8(&self.text[start..ahead.at]).ok().and_then(|text| text.parse().ok())
+            {
+                self.at = ahead.at;
+                return Ok(number);
+            }
+        }
+        let number = self.number("uint64")?;
+        u64::try_from(number).map_err(|_| self.number_error(start, "uint64"))
+    }
+
     /// An enum by number (any 32-bit number, known or not) or by name.
     pub(crate) fn enumeration(&mut self, enumeration: &'static str, names: &[&str]) -> Result<i32, DecodeError> {
         if self.peek() != b'"' {

@@ -1,4 +1,4 @@
-//! The request messages of etcd's key-value and maintenance services, as they stand in a body.
+//! The request messages of etcd's key-value, cluster and maintenance services, as they stand in a body.
 //!
 //! They are what was said, not yet what it means: enums are numbers, operations may be empty. `convert` judges them.
 
@@ -107,6 +107,36 @@ pub(crate) struct CompactionMessage {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HashKvMessage {
     pub(crate) revision: i64,
+}
+
+/// A member to be added.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MemberAddMessage {
+    pub(crate) peer_urls: Vec<String>,
+    pub(crate) is_learner: bool,
+}
+
+/// A member to be removed or promoted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MemberMessage {
+    pub(crate) id: u64,
+}
+
+/// A member that moves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MemberUpdateMessage {
+    pub(crate) id: u64,
+    pub(crate) peer_urls: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MemberListMessage {
+    pub(crate) linearizable: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TransferMessage {
+    pub(crate) target_id: u64,
 }
 
 /// A message without fields that matter: status, hash.
@@ -337,6 +367,76 @@ impl Message for HashKvMessage {
     }
 }
 
+const MEMBER_ADD: &[FieldNames] = &[("peerURLs", "peerURLs"), ("isLearner", "isLearner")];
+
+impl Message for MemberAddMessage {
+    fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
+        cursor.object(MEMBER_ADD, |cursor, field| {
+            match field {
+                "peerURLs" => self.peer_urls = texts(cursor)?,
+                _ => self.is_learner = cursor.boolean()?,
+            }
+            Ok(())
+        })
+    }
+}
+
+const MEMBER: &[FieldNames] = &[("ID", "ID")];
+
+impl Message for MemberMessage {
+    fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
+        cursor.object(MEMBER, |cursor, _| {
+            self.id = cursor.uint64()?;
+            Ok(())
+        })
+    }
+}
+
+const MEMBER_UPDATE: &[FieldNames] = &[("ID", "ID"), ("peerURLs", "peerURLs")];
+
+impl Message for MemberUpdateMessage {
+    fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
+        cursor.object(MEMBER_UPDATE, |cursor, field| {
+            match field {
+                "ID" => self.id = cursor.uint64()?,
+                _ => self.peer_urls = texts(cursor)?,
+            }
+            Ok(())
+        })
+    }
+}
+
+const MEMBER_LIST: &[FieldNames] = &[("linearizable", "linearizable")];
+
+impl Message for MemberListMessage {
+    fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
+        cursor.object(MEMBER_LIST, |cursor, _| {
+            self.linearizable = cursor.boolean()?;
+            Ok(())
+        })
+    }
+}
+
+const TRANSFER: &[FieldNames] = &[("targetID", "targetID")];
+
+impl Message for TransferMessage {
+    fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
+        cursor.object(TRANSFER, |cursor, _| {
+            self.target_id = cursor.uint64()?;
+            Ok(())
+        })
+    }
+}
+
+fn texts(cursor: &mut Cursor<'_>) -> Result<Vec<String>, DecodeError> {
+    let mut texts = Vec::new();
+    cursor.array(|cursor| {
+        texts.push(cursor.text()?);
+        Ok(())
+    })?;
+    Ok(texts)
+}
+
 impl Message for EmptyMessage {
     fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
         cursor.object(&[], |_, _| Ok(()))
@@ -351,4 +451,40 @@ pub(crate) fn reads_are_serializable(txn: &TxnMessage) -> bool {
         OpMessage::Empty | OpMessage::Put(_) | OpMessage::DeleteRange(_) | OpMessage::Txn(_) => false,
     };
     txn.success.iter().chain(&txn.failure).all(serializable)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn messages_about_members() {
+        let add: MemberAddMessage =
+            decode(br#"{"peerURLs":["http://h:1","http://h\u003a2"],"isLearner":true}"#).unwrap();
+        assert_eq!(
+            add,
+            MemberAddMessage { peer_urls: vec!["http://h:1".into(), "http://h:2".into()], is_learner: true }
+        );
+        for id in [&br#"{"ID":"18446744073709551615"}"#[..], br#"{"ID":18446744073709551615}"#] {
+            assert_eq!(decode::<MemberMessage>(id).unwrap().id, u64::MAX);
+        }
+        let update: MemberUpdateMessage = decode(br#"{"ID":1e2,"peerURLs":[]}"#).unwrap();
+        assert_eq!((update.id, update.peer_urls.len()), (100, 0));
+        assert!(decode::<MemberListMessage>(br#"{"linearizable":true}"#).unwrap().linearizable);
+        assert_eq!(decode::<TransferMessage>(br#"{"targetID":"7","other":1}"#).unwrap().target_id, 7);
+        for bad in [
+            &br#"{"ID":-1}"#[..],
+            br#"{"ID":"18446744073709551616"}"#,
+            br#"{"ID":1.5}"#,
+            br#"{"ID":"x"}"#,
+            br#"{"ID":true}"#,
+            br#"{"ID":1,"ID":1}"#,
+        ] {
+            assert!(decode::<MemberMessage>(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+        for bad in [&br#"{"peerURLs":"http://h:1"}"#[..], br#"{"peerURLs":[1]}"#, br#"{"isLearner":1}"#] {
+            assert!(decode::<MemberAddMessage>(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+    }
 }

@@ -96,6 +96,53 @@ pub(crate) fn status(header: &Header<'_>, status: &Status<'_>) -> Vec<u8> {
     out
 }
 
+/// A member, as etcd's cluster service shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) id: u64,
+    /// Empty until it has started.
+    pub(crate) name: String,
+    pub(crate) peer_urls: Vec<String>,
+    pub(crate) client_urls: Vec<String>,
+    pub(crate) is_learner: bool,
+}
+
+/// The members, and before them the one that was added, if one was.
+pub(crate) fn members(header: &Header<'_>, added: Option<&Member>, members: &[Member]) -> Vec<u8> {
+    let mut out = header.begin(256 * (members.len() + 1));
+    if let Some(added) = added {
+        out.extend_from_slice(b",\"member\":");
+        member(&mut out, added);
+    }
+    for (index, one) in members.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { b",\"members\":[" } else { b"," });
+        member(&mut out, one);
+    }
+    out.extend_from_slice(if members.is_empty() { b"}" } else { b"]}" });
+    out
+}
+
+/// An id is never zero, so every other field may begin with a comma.
+fn member(out: &mut Vec<u8>, member: &Member) {
+    out.push(b'{');
+    write::unsigned(out, "\"ID\":\"", member.id);
+    if !member.name.is_empty() {
+        text(out, ",\"name\":", &member.name);
+    }
+    texts(out, ",\"peerURLs\":[", &member.peer_urls);
+    texts(out, ",\"clientURLs\":[", &member.client_urls);
+    out.extend_from_slice(if member.is_learner { b",\"isLearner\":true}" } else { b"}" });
+}
+
+fn texts(out: &mut Vec<u8>, name: &str, list: &[String]) {
+    for (index, one) in list.iter().enumerate() {
+        text(out, if index == 0 { name } else { "," }, one);
+    }
+    if !list.is_empty() {
+        out.push(b']');
+    }
+}
+
 pub(crate) fn hash(header: &Header<'_>, hash: u32) -> Vec<u8> {
     let mut out = header.begin(0);
     hash_field(&mut out, hash);

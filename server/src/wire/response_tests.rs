@@ -6,6 +6,7 @@ use serde_json::Value;
 use tally_mvcc::Record;
 
 use super::*;
+use crate::leadership::Cause;
 
 /// A record as etcd encodes it; see the protobuf message `KeyValue`.
 fn record(key: &[u8], [create, modified, version, lease]: [i64; 4], value: &[u8]) -> Record {
@@ -174,9 +175,33 @@ fn errors_have_the_keys_of_both_generations() {
         r#"{"error":"Method Not Allowed","code":12,"message":"Method Not Allowed"}"#
     );
     assert_eq!(
-        text(&ApiError::TimedOut(Effect::Unknown)),
+        text(&ApiError::TimedOut(Effect::Unknown, Cause::Unknown)),
         r#"{"error":"etcdserver: request timed out","code":14,"message":"etcdserver: request timed out","outcome":"unknown"}"#
     );
+}
+
+/// Members as etcd 3.7.3 showed them.
+#[test]
+fn members_are_listed_with_and_without_one_that_was_added() {
+    let member = |id: u64, name: &str, port: u16, is_learner| Member {
+        id,
+        name: name.to_owned(),
+        peer_urls: vec![format!("http://127.0.0.1:{port}")],
+        client_urls: if name.is_empty() { vec![] } else { vec!["http://127.0.0.1:34700".to_owned()] },
+        is_learner,
+    };
+    let (learner, voter) = (member(2792582537802098741, "", 9, true), member(5894494690950802029, "a", 34701, false));
+    let learner_json = r#"{"ID":"2792582537802098741","peerURLs":["http://127.0.0.1:9"],"isLearner":true}"#;
+    let voter_json = r#"{"ID":"5894494690950802029","name":"a","peerURLs":["http://127.0.0.1:34701"],"clientURLs":["http://127.0.0.1:34700"]}"#;
+    let both = [learner.clone(), voter.clone()];
+    let rest = format!(r#""raft_term":"2"}},"member":{learner_json},"members":[{learner_json},{voter_json}]}}"#);
+    check(|header| members(header, Some(&learner), &both), 0, &rest);
+    check(
+        |header| members(header, None, std::slice::from_ref(&voter)),
+        0,
+        &format!(r#""raft_term":"2"}},"members":[{voter_json}]}}"#),
+    );
+    check(|header| members(header, None, &[]), 0, r#""raft_term":"2"}}"#);
 }
 
 #[test]
@@ -191,6 +216,12 @@ fn statuses_are_those_of_the_current_gateway() {
         (ApiError::CorruptCluster, 15, 500),
         (ApiError::WrongMethod, 12, 501),
         (ApiError::UnknownPath, 5, 404),
+        (ApiError::MemberNotFound, 5, 404),
+        (ApiError::PeerUrlExists, 9, 400),
+        (ApiError::Learner, 9, 400),
+        (ApiError::BadMemberUrls, 3, 400),
+        (ApiError::Unhealthy, 14, 503),
+        (ApiError::TransferTimedOut, 2, 500),
     ] {
         assert_eq!((error.code() as u16, error.status().as_u16()), (code, status), "{error}");
     }

@@ -5,11 +5,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub mod cluster;
 
 /// How long anything may take before a test gives up. Nothing waits for it when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -17,7 +20,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A running server.
 pub struct Tally {
     child: Child,
-    lines: Receiver<String>,
+    /// Behind a lock only so that threads may share a server.
+    lines: Mutex<Receiver<String>>,
     /// Log lines read so far.
     pub log: Vec<String>,
     /// Where clients connect to.
@@ -88,7 +92,14 @@ impl Launch {
     }
 
     /// Starts and waits until clients are served.
-    pub fn start(mut self) -> Tally {
+    pub fn start(self) -> Tally {
+        let mut tally = self.spawn();
+        tally.ready();
+        tally
+    }
+
+    /// Starts.
+    pub fn spawn(mut self) -> Tally {
         let mut child = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
@@ -99,10 +110,7 @@ impl Launch {
                 }
             }
         });
-        let mut tally = Tally { child, lines, log: Vec::new(), address: String::new() };
-        let ready = tally.wait_for("ready to serve client requests");
-        tally.address = field(&ready, "address");
-        tally
+        Tally { child, lines: Mutex::new(lines), log: Vec::new(), address: String::new() }
     }
 
     /// Runs until the end.
@@ -135,12 +143,41 @@ pub fn field(line: &str, name: &str) -> String {
 }
 
 impl Tally {
+    /// Waits until clients are served.
+    pub fn ready(&mut self) {
+        let ready = self.wait_for("ready to serve client requests");
+        self.address = field(&ready, "address");
+    }
+
+    /// Waits until clients are served, or the process ends: then its log is the error.
+    pub fn try_ready(&mut self) -> Result<(), Vec<String>> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            match self.lines.get_mut().unwrap().recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.log.push(line.clone());
+                    if line.contains("ready to serve client requests") {
+                        self.address = field(&line, "address");
+                        return Ok(());
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        Err(std::mem::take(&mut self.log))
+    }
+
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Reads log lines until one contains `text`.
     pub fn wait_for(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
+            match self.lines.get_mut().unwrap().recv_timeout(left) {
                 Ok(line) => {
                     self.log.push(line.clone());
                     if line.contains(text) {
@@ -168,12 +205,12 @@ impl Tally {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             // The end of the log is the end of the process.
-            if let Ok(line) = self.lines.recv_timeout(Duration::from_millis(100)) {
+            if let Ok(line) = self.lines.get_mut().unwrap().recv_timeout(Duration::from_millis(100)) {
                 self.log.push(line);
                 continue;
             }
             if let Some(status) = self.child.try_wait().unwrap() {
-                self.log.extend(self.lines.try_iter());
+                self.log.extend(self.lines.get_mut().unwrap().try_iter());
                 return status;
             }
         }

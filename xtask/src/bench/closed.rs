@@ -1,13 +1,16 @@
-//! Measuring a closed-loop row on one server.
+//! Measuring a closed-loop row on one server, or on a cluster of them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::load::{self, Length, Measured};
-use super::rows::{Row, Sample};
+use super::rows::Row;
+use super::sample::Sample;
 use super::work::{FILL_KEYS, Kind, Work};
 use crate::error::{Error, Result};
+use crate::group::Group;
 use crate::http::Client;
-use crate::node::{Node, Plan};
+use crate::node::Plan;
 use crate::procfs;
 
 /// Clients that fill a store before a measurement.
@@ -27,54 +30,53 @@ impl Times {
     }
 }
 
-/// Starts a server on fresh data, measures one row, and stops it.
-pub(crate) fn measure(row: &Row, plan: &Plan, times: Times, seed: u64) -> Result<Sample> {
-    let mut node = plan.start()?;
-    node.wait_ready()?;
+/// Starts the servers on fresh data, measures one row over all of them, and stops them. CPU time, memory and syncs are sums
+/// over the servers.
+pub(crate) fn measure(row: &Row, plans: Vec<Plan>, times: Times, seed: u64) -> Result<Sample> {
+    let group = Group::start(plans)?;
+    let addresses = group.addresses();
     if row.preload > 0 {
-        fill(plan, row.preload, seed)?;
+        fill(&addresses, row.preload, seed)?;
     }
     let mut work = Work::new(row.work, row.keys, seed ^ 0xa5a5);
-    let syncs_before = wal_syncs(plan)?;
-    let (measured, cpu, own) =
-        with_cpu(&node, times, |edge| load::run(plan.client, row.clients, times.length(), &mut work, edge))?;
-    let syncs = wal_syncs(plan)? - syncs_before;
-    let mut sample = latencies(&measured);
+    let syncs_before = wal_syncs(&addresses)?;
+    let run =
+        |edge: &mut dyn FnMut() -> Result<()>| load::run(&addresses, row.clients, times.length(), &mut work, edge);
+    let (measured, cpu, own) = with_cpu(&group.pids(), times, run)?;
+    let syncs = wal_syncs(&addresses)? - syncs_before;
+    let mut sample = Sample::default();
+    sample.add_load(&measured);
     let per_op = |cpu: Duration| cpu.as_secs_f64() * 1e6 / measured.latency.count().max(1) as f64;
-    sample.push(("cpu", per_op(cpu)));
-    sample.push(("client_cpu", per_op(own)));
-    sample.push(("rss_mib", mebibytes(procfs::rss_bytes(node.pid())?)));
+    sample.add("cpu", per_op(cpu));
+    sample.add("client_cpu", per_op(own));
+    let rss = group.pids().into_iter().map(procfs::rss_bytes).sum::<Result<u64>>()?;
+    sample.add("rss_mib", mebibytes(rss));
     if matches!(row.work, Kind::Put | Kind::Txn) {
-        sample.push(("fsyncs", syncs / measured.answered.max(1) as f64));
+        sample.add("fsyncs", syncs / measured.answered.max(1) as f64);
     }
-    node.stop()?;
+    group.stop_all()?;
     Ok(sample)
 }
 
-/// Rate and latencies as numbers.
-pub(crate) fn latencies(measured: &Measured) -> Sample {
-    let micros = |share| measured.latency.quantile(share).as_secs_f64() * 1e6;
-    vec![("rate", measured.rate()), ("p50", micros(0.5)), ("p99", micros(0.99)), ("p999", micros(0.999))]
-}
-
 /// Puts `keys` keys in transactions.
-fn fill(plan: &Plan, keys: u32, seed: u64) -> Result<()> {
+fn fill(addresses: &[SocketAddr], keys: u32, seed: u64) -> Result<()> {
     let mut work = Work::new(Kind::Fill, keys, seed);
     let requests = Length::Requests(u64::from(keys.div_ceil(FILL_KEYS)));
-    load::run(plan.client, FILL_CLIENTS, requests, &mut work, || Ok(()))?;
+    load::run(addresses, FILL_CLIENTS, requests, &mut work, || Ok(()))?;
     Ok(())
 }
 
-/// Runs a measurement and gives the CPU time that the server and this process took between its two edges.
+/// Runs a measurement and gives the CPU time that the servers and this process took between its two edges.
 fn with_cpu(
-    node: &Node,
+    pids: &[u32],
     times: Times,
     run: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<Measured>,
 ) -> Result<(Measured, Duration, Duration)> {
     let mut seen = Vec::new();
     let mut edge = || {
         let now = |pid| procfs::cpu_time(pid, times.ticks_per_second);
-        seen.push((now(node.pid())?, now(std::process::id())?));
+        let servers = pids.iter().map(|pid| now(*pid)).sum::<Result<Duration>>()?;
+        seen.push((servers, now(std::process::id())?));
         Ok(())
     };
     let measured = run(&mut edge)?;
@@ -84,14 +86,18 @@ fn with_cpu(
     }
 }
 
-/// How often the server has synced its WAL since it started.
-fn wal_syncs(plan: &Plan) -> Result<f64> {
+/// How often the servers have synced their WALs since they started.
+fn wal_syncs(addresses: &[SocketAddr]) -> Result<f64> {
     const NAME: &str = "etcd_disk_wal_fsync_duration_seconds_count";
-    let mut client = Client::new(plan.client, Duration::from_secs(10));
-    let (status, body) = client.get("/metrics").map_err(Error::network("read /metrics"))?;
-    let text = String::from_utf8_lossy(body);
-    let value = text.lines().find_map(|line| line.strip_prefix(NAME)).and_then(|rest| rest.trim().parse().ok());
-    value.ok_or_else(|| Error::Answer(format!("/metrics ({status}) has no {NAME}")))
+    let syncs = addresses.iter().map(|address| {
+        let mut client = Client::new(*address, Duration::from_secs(10));
+        let (status, body) = client.get("/metrics").map_err(Error::network("read /metrics"))?;
+        let text = String::from_utf8_lossy(body);
+        let value = text.lines().find_map(|line| line.strip_prefix(NAME));
+        let value = value.and_then(|rest| rest.trim().parse::<f64>().ok());
+        value.ok_or_else(|| Error::Answer(format!("/metrics ({status}) has no {NAME}")))
+    });
+    syncs.sum()
 }
 
 /// Bytes in MiB.

@@ -1,9 +1,11 @@
-//! The keys and values that are written and read: 8 to 64 bytes, and 256 bytes that do not compress.
+//! The keys and values that are written and read: 8 to 64 bytes, and 256 (or 4,096) bytes that do not compress.
 
 use crate::rng::{Rng, mix};
 
 /// Bytes of a value.
 pub(crate) const VALUE_BYTES: usize = 256;
+/// Bytes of a value where the point is how much data there is.
+pub(crate) const LARGE_VALUE_BYTES: usize = 4096;
 /// Different values; they are encoded once.
 const VALUES: usize = 256;
 
@@ -50,10 +52,10 @@ pub(crate) fn sorted_keys(keys: u32) -> Vec<Vec<u8>> {
 pub(crate) struct Values(Vec<Vec<u8>>);
 
 impl Values {
-    /// The same pool for the same seed.
-    pub(crate) fn new(seed: u64) -> Values {
+    /// The same pool for the same seed, of values of that many bytes.
+    pub(crate) fn new(seed: u64, bytes: usize) -> Values {
         let mut rng = Rng::new(seed);
-        let mut value = [0; VALUE_BYTES];
+        let mut value = vec![0; bytes];
         let encoded = (0..VALUES).map(|_| {
             rng.fill(&mut value);
             let mut out = Vec::new();

@@ -8,7 +8,7 @@ use super::closed::{self, Times};
 use super::hist::Histogram;
 use super::keys::{VALUE_BYTES, base64, sorted_keys};
 use super::load::{self, Length};
-use super::rows::Sample;
+use super::sample::Sample;
 use super::work::{Kind, Work};
 use crate::error::{Error, Result};
 use crate::http::Client;
@@ -30,34 +30,34 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Fills a store and measures everything on it. Puts come last, and only to keys that exist: until then the store
 /// holds exactly one revision of each key.
 pub(crate) fn measure(plan: &Plan, keys: u32, times: Times, seed: u64) -> Result<Sample> {
-    let mut sample = Sample::new();
+    let mut sample = Sample::default();
     let sorted = sorted_keys(keys);
     let mut node = plan.start()?;
     node.wait_ready()?;
-    sample.push(("fill_rate", fill(plan, keys, seed)?));
-    sample.push(("rss_fill_mib", closed::mebibytes(procfs::rss_bytes(node.pid())?)));
-    sample.push(("count_ms", count(plan, keys)?.as_secs_f64() * 1e3));
+    sample.add("fill_rate", fill(plan, keys, seed)?);
+    sample.add("rss_fill_mib", closed::mebibytes(procfs::rss_bytes(node.pid())?));
+    sample.add("count_ms", count(plan, keys)?.as_secs_f64() * 1e3);
     node.stop()?;
 
     let mut node = plan.start()?;
     let mut body = br#"{"key":""#.to_vec();
     base64(&sorted[sorted.len() / 2], &mut body);
     body.extend_from_slice(br#""}"#);
-    sample.push(("restart_s", node.wait_for_read(&body)?.as_secs_f64()));
+    sample.add("restart_s", node.wait_for_read(&body)?.as_secs_f64());
     let mut pages = Histogram::new();
     let begun = Instant::now();
     list(plan, &sorted, &mut pages, &AtomicBool::new(false))?;
-    sample.push(("list_s", begun.elapsed().as_secs_f64()));
-    sample.push(("page_p50", pages.quantile(0.5).as_secs_f64() * 1e6));
-    sample.push(("page_p99", pages.quantile(0.99).as_secs_f64() * 1e6));
-    sample.push(("rss_mib", closed::mebibytes(procfs::rss_bytes(node.pid())?)));
+    sample.add("list_s", begun.elapsed().as_secs_f64());
+    sample.add("page_p50", pages.quantile(0.5).as_secs_f64() * 1e6);
+    sample.add("page_p99", pages.quantile(0.99).as_secs_f64() * 1e6);
+    sample.add("rss_mib", closed::mebibytes(procfs::rss_bytes(node.pid())?));
 
     let alone = put_p99(plan, keys, times, seed)?;
     let (listed, during) = put_p99_while_listing(plan, keys, &sorted, times, seed)?;
-    sample.push(("put_p99", alone));
-    sample.push(("put_p99_list", during));
-    sample.push(("put_p99_ratio", during / alone.max(1e-9)));
-    sample.push(("listed_keys", (listed * PAGE_KEYS as u64) as f64));
+    sample.add("put_p99", alone);
+    sample.add("put_p99_list", during);
+    sample.add("put_p99_ratio", during / alone.max(1e-9));
+    sample.add("listed_keys", (listed * PAGE_KEYS as u64) as f64);
     node.stop()?;
     Ok(sample)
 }
@@ -66,7 +66,7 @@ pub(crate) fn measure(plan: &Plan, keys: u32, times: Times, seed: u64) -> Result
 /// with a log that it has to read again at its next start and keeps in memory, which no client's puts do.
 fn fill(plan: &Plan, keys: u32, seed: u64) -> Result<f64> {
     let mut work = Work::new(Kind::Load, keys, seed);
-    let measured = load::run(plan.client, FILL_CLIENTS, Length::Requests(u64::from(keys)), &mut work, || Ok(()))?;
+    let measured = load::run(&[plan.client], FILL_CLIENTS, Length::Requests(u64::from(keys)), &mut work, || Ok(()))?;
     Ok(measured.rate())
 }
 
@@ -135,7 +135,7 @@ fn last_key(body: &[u8]) -> Option<Vec<u8>> {
 /// The p99 of puts in µs.
 fn put_p99(plan: &Plan, keys: u32, times: Times, seed: u64) -> Result<f64> {
     let mut work = Work::new(Kind::Put, keys, seed ^ 0x5a5a);
-    let measured = load::run(plan.client, PUT_CLIENTS, times.length(), &mut work, || Ok(()))?;
+    let measured = load::run(&[plan.client], PUT_CLIENTS, times.length(), &mut work, || Ok(()))?;
     Ok(measured.latency.quantile(0.99).as_secs_f64() * 1e6)
 }
 

@@ -1,16 +1,16 @@
-//! The load generator: one thread, one epoll, a closed loop per connection.
+//! The load generator of the closed-loop rows: one thread, one epoll, no failure forgiven.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 
+use super::connection::Connection;
 use super::hist::Histogram;
 use super::work::Work;
 use crate::error::{Error, Result};
-use crate::http::{Parser, READ_BYTES};
+use crate::http::READ_BYTES;
 
 /// How long no answer at all may arrive before a measurement is given up.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -41,22 +41,11 @@ impl Measured {
     }
 }
 
-/// One client: a connection with a request on its way.
-#[derive(Debug)]
-struct Connection {
-    stream: TcpStream,
-    parser: Parser,
-    request: Vec<u8>,
-    /// So much of the request was sent.
-    sent: usize,
-    begun: Instant,
-    /// Whether the kernel was asked to say when there is room to send.
-    waiting: bool,
-}
-
-/// Runs `clients` closed loops; `edge` is called when the measured part begins and when it ends.
+/// Runs `clients` closed loops, spread evenly over the addresses; `edge` is called when the measured part begins and when
+/// it ends. Where there are fewer clients than addresses, each client visits its share of them in turn, request by
+/// request, so that the numbers are those of the whole cluster and not of the member that happened to be asked.
 pub(crate) fn run(
-    address: SocketAddr,
+    addresses: &[SocketAddr],
     clients: usize,
     length: Length,
     work: &mut Work,
@@ -68,21 +57,20 @@ pub(crate) fn run(
         Length::Time { .. } => u64::MAX,
     };
     let clients = clients.min(usize::try_from(limit).unwrap_or(clients));
-    let mut connections = Vec::with_capacity(clients);
-    for index in 0..clients {
-        connections.push(connect(&poll, address, index).map_err(Error::network(format!("connect to {address}")))?);
+    let places = clients.max(addresses.len());
+    let mut connections = Vec::with_capacity(places);
+    for (index, address) in (0..places).zip(addresses.iter().cycle()) {
+        let connection = Connection::open(&poll, *address, Token(index));
+        connections.push(connection.map_err(Error::network(format!("connect to {address}")))?);
     }
     let (warmup, window) = match length {
         Length::Time { warmup, window } => (warmup, window),
         Length::Requests(_) => (Duration::ZERO, Duration::MAX),
     };
-    let mut asked = 0;
-    for (index, connection) in connections.iter_mut().enumerate() {
-        asked += 1;
-        ask(connection, work, Instant::now()).map_err(Error::network("send"))?;
-        watch(&poll, connection, Token(index)).map_err(Error::network("watch a connection"))?;
+    let mut run = Run { latency: Histogram::new(), answered: 0, asked: 0, limit, measuring: false };
+    for (index, connection) in connections.iter_mut().enumerate().take(clients) {
+        run.ask(connection, &poll, Token(index), work, Instant::now())?;
     }
-    let mut run = Run { latency: Histogram::new(), answered: 0, asked, limit, measuring: false };
     let (begun, mut measured_from, mut last_answered) = (Instant::now(), None, (0, Instant::now()));
     let mut events = Events::with_capacity(1024);
     let mut arrived = vec![0; READ_BYTES];
@@ -101,23 +89,32 @@ pub(crate) fn run(
         if run.answered != last_answered.0 {
             last_answered = (run.answered, now);
         } else if now.duration_since(last_answered.1) > SILENCE {
-            return Err(Error::Answer(format!("{address} has answered nothing for {SILENCE:?}")));
+            return Err(Error::Answer(format!("{addresses:?} have answered nothing for {SILENCE:?}")));
         }
         match poll.poll(&mut events, Some(Duration::from_millis(100))) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(Error::network("wait")(error)),
             Ok(()) | Err(_) => {}
         }
         for event in &events {
-            let connection = &mut connections[event.token().0];
-            if event.is_writable() && connection.waiting {
-                send(connection).map_err(Error::network("send"))?;
+            let index = event.token().0;
+            let connection = &mut connections[index];
+            if event.is_writable() {
+                connection.send().map_err(Error::network("send"))?;
+                connection.watch(&poll, event.token()).map_err(Error::network("watch a connection"))?;
             }
-            if event.is_readable() {
-                run.read(connection, &mut arrived, work)?;
+            if event.is_readable() && connection.read(&mut arrived).map_err(Error::network("receive"))? {
+                let now = run.answered(connection, work)?;
+                let next = following(index, clients, places);
+                run.ask(&mut connections[next], &poll, Token(next), work, now)?;
             }
-            watch(&poll, connection, event.token()).map_err(Error::network("watch a connection"))?;
         }
     }
+}
+
+/// The connection on which the client goes on that was answered on this one: the same, unless a client has several.
+fn following(index: usize, clients: usize, places: usize) -> usize {
+    let next = index + clients;
+    if next < places { next } else { index % clients }
 }
 
 /// What all connections share.
@@ -131,76 +128,43 @@ struct Run {
 }
 
 impl Run {
-    /// Reads what has arrived; a complete answer is followed by the next request.
-    fn read(&mut self, connection: &mut Connection, arrived: &mut [u8], work: &mut Work) -> Result<()> {
-        loop {
-            let count = match connection.stream.read(arrived) {
-                Ok(0) => return Err(Error::network("receive")(io::ErrorKind::UnexpectedEof.into())),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Error::network("receive")(error)),
-            };
-            if connection.parser.feed(&arrived[..count]).map_err(Error::network("receive"))? {
-                let now = Instant::now();
-                self.answered += 1;
-                if self.measuring {
-                    self.latency.add(now.duration_since(connection.begun));
-                }
-                if let Some(why) = work.refuse(connection.parser.status(), connection.parser.body()) {
-                    return Err(Error::Answer(why));
-                }
-                if self.asked < self.limit {
-                    self.asked += 1;
-                    ask(connection, work, now).map_err(Error::network("send"))?;
-                }
-            }
-            // Less than there was room for: the socket is empty, and epoll tells when it is not.
-            if count < arrived.len() {
-                return Ok(());
-            }
+    /// Sends the next request, unless there are to be no more.
+    fn ask(
+        &mut self,
+        connection: &mut Connection,
+        poll: &Poll,
+        token: Token,
+        work: &mut Work,
+        now: Instant,
+    ) -> Result<()> {
+        if self.asked >= self.limit {
+            return Ok(());
         }
+        self.asked += 1;
+        connection.ask(now, |out| work.request(out)).map_err(Error::network("send"))?;
+        connection.watch(poll, token).map_err(Error::network("watch a connection"))
     }
-}
 
-fn connect(poll: &Poll, address: SocketAddr, index: usize) -> io::Result<Connection> {
-    let stream = std::net::TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)?;
-    let mut stream = TcpStream::from_std(stream);
-    poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
-    let request = Vec::with_capacity(1024);
-    Ok(Connection { stream, parser: Parser::new(), request, sent: 0, begun: Instant::now(), waiting: false })
-}
-
-fn ask(connection: &mut Connection, work: &mut Work, now: Instant) -> io::Result<()> {
-    connection.parser.reset();
-    connection.request.clear();
-    connection.sent = 0;
-    work.request(&mut connection.request);
-    connection.begun = now;
-    send(connection)
-}
-
-fn send(connection: &mut Connection) -> io::Result<()> {
-    while connection.sent < connection.request.len() {
-        match connection.stream.write(&connection.request[connection.sent..]) {
-            Ok(count) => connection.sent += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+    /// Counts a complete answer; gives the time when it was.
+    fn answered(&mut self, connection: &Connection, work: &Work) -> Result<Instant> {
+        let now = Instant::now();
+        self.answered += 1;
+        if self.measuring {
+            self.latency.add(now.duration_since(connection.begun()));
         }
+        let (status, body) = connection.answer();
+        work.refuse(status, body).map_or(Ok(now), |why| Err(Error::Answer(why)))
     }
-    Ok(())
 }
 
-/// Asks to be told about room to send while, and only while, something waits to be sent.
-fn watch(poll: &Poll, connection: &mut Connection, token: Token) -> io::Result<()> {
-    let waiting = connection.sent < connection.request.len();
-    if waiting == connection.waiting {
-        return Ok(());
+#[cfg(test)]
+mod tests {
+    use super::following;
+
+    #[test]
+    fn clients_keep_their_connection_or_visit_their_share_in_turn() {
+        assert_eq!([0, 1, 2].map(|index| following(index, 1, 3)), [1, 2, 0]);
+        assert_eq!([0, 1, 2].map(|index| following(index, 2, 3)), [2, 1, 0]);
+        assert_eq!([0, 1, 2, 3].map(|index| following(index, 4, 4)), [0, 1, 2, 3]);
     }
-    connection.waiting = waiting;
-    let interest = if waiting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-    poll.registry().reregister(&mut connection.stream, token, interest)
 }

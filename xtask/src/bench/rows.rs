@@ -1,9 +1,26 @@
-//! The rows of the benchmark: what is measured, and what Tally is to reach against etcd.
+//! What a suite of measurements consists of: its rows, and what Tally is to reach against etcd.
 
 use super::work::Kind;
 
-/// Numbers of one measurement by name, such as `rate` or `p99`.
-pub(crate) type Sample = Vec<(&'static str, f64)>;
+/// Everything that one run measures.
+#[derive(Debug)]
+pub(crate) struct Suite {
+    /// Rows in which clients do one kind of work in closed loops.
+    pub(crate) rows: &'static [Row],
+    /// The other rows.
+    pub(crate) events: &'static [Event],
+    pub(crate) targets: &'static [Target],
+    /// Where the report of a complete run goes.
+    pub(crate) out: &'static str,
+    pub(crate) title: &'static str,
+}
+
+impl Suite {
+    /// The names of all rows, in order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.rows.iter().map(|row| row.name).chain(self.events.iter().map(|event| event.name))
+    }
+}
 
 /// A row in which clients do one kind of work in closed loops.
 #[derive(Debug)]
@@ -18,21 +35,27 @@ pub(crate) struct Row {
     pub(crate) keys: u32,
 }
 
-/// Every closed-loop row.
-pub(crate) const ROWS: &[Row] = &[
-    row("put-64", "put, 64 clients", Kind::Put, 64, 0, 1_000_000),
-    row("put-256", "put, 256 clients", Kind::Put, 256, 0, 1_000_000),
-    row("get-64", "linearizable get, 64 clients", Kind::Get, 64, 100_000, 100_000),
-    row("get-256", "linearizable get, 256 clients", Kind::Get, 256, 100_000, 100_000),
-    row("range-64", "range of 100 keys, 64 clients", Kind::Range, 64, 100_000, 100_000),
-    row("txn-64", "txn (compare + put), 64 clients", Kind::Txn, 64, 100_000, 100_000),
-    row("put-1", "put, one client", Kind::Put, 1, 0, 1_000_000),
-];
+/// A row in which something else is done; its numbers have a table of their own.
+#[derive(Debug)]
+pub(crate) struct Event {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) lines: &'static [Line],
+}
 
-/// The row in which everything is done that needs a large store.
-pub(crate) const LARGE: &str = "large";
+/// A number of an event: its name, its title, its unit.
+#[derive(Debug)]
+pub(crate) struct Line(pub(crate) &'static str, pub(crate) &'static str, pub(crate) &'static str);
 
-const fn row(name: &'static str, title: &'static str, work: Kind, clients: usize, preload: u32, keys: u32) -> Row {
+/// A closed-loop row.
+pub(crate) const fn row(
+    name: &'static str,
+    title: &'static str,
+    work: Kind,
+    clients: usize,
+    preload: u32,
+    keys: u32,
+) -> Row {
     Row { name, title, work, clients, preload, keys }
 }
 
@@ -47,6 +70,17 @@ pub(crate) enum Goal {
     ShareOfEtcd(f64),
     /// Tally's is at most this, whatever etcd's is.
     AtMost(f64),
+    /// Tally's is at least this, whatever etcd's is.
+    AtLeast(f64),
+}
+
+/// Which of the measured values is compared with the goal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// The median of all.
+    Median,
+    /// The largest of all: the goal is to hold every time.
+    Largest,
 }
 
 /// A number of a row with its goal.
@@ -57,44 +91,29 @@ pub(crate) struct Target {
     pub(crate) title: &'static str,
     pub(crate) unit: &'static str,
     pub(crate) goal: Goal,
+    pub(crate) over: Over,
 }
 
-/// Everything that is to be reached.
-pub(crate) const TARGETS: &[Target] = &[
-    target("put-64", "rate", "put, 64 clients", "/s", Goal::TimesEtcd(3.0)),
-    target("put-64", "cpu", "— server CPU per op", " µs", Goal::ShareOfEtcd(0.25)),
-    target("put-64", "fsyncs", "— WAL fsyncs per put", "", Goal::AtMost(0.5)),
-    target("put-256", "rate", "put, 256 clients", "/s", Goal::TimesEtcd(3.5)),
-    target("put-256", "cpu", "— server CPU per op", " µs", Goal::ShareOfEtcd(0.25)),
-    target("put-256", "fsyncs", "— WAL fsyncs per put", "", Goal::AtMost(0.5)),
-    target("get-64", "rate", "linearizable get, 64 clients", "/s", Goal::TimesEtcd(3.0)),
-    target("get-64", "cpu", "— server CPU per op", " µs", Goal::ShareOfEtcd(0.25)),
-    target("get-256", "rate", "linearizable get, 256 clients", "/s", Goal::TimesEtcd(3.0)),
-    target("get-256", "cpu", "— server CPU per op", " µs", Goal::ShareOfEtcd(0.25)),
-    target("range-64", "rate", "range of 100 keys, 64 clients", "/s", Goal::TimesEtcd(5.0)),
-    target("range-64", "cpu", "— server CPU per op", " µs", Goal::ShareOfEtcd(1.0 / 6.0)),
-    target("txn-64", "rate", "txn (compare + put), 64 clients", "/s", Goal::TimesEtcd(3.5)),
-    target("txn-64", "cpu", "— server CPU per op", " µs", Goal::ShareOfEtcd(0.2)),
-    target("put-1", "rate", "put, one client", "/s", Goal::TimesEtcd(1.3)),
-    target(LARGE, "count_ms", "count_only over all keys", " ms", Goal::EtcdTimes(1000.0)),
-    target(LARGE, "list_s", "list all keys in pages of 500", " s", Goal::EtcdTimes(20.0)),
-    target(LARGE, "rss_mib", "RSS after a restart and a full read", " MiB", Goal::ShareOfEtcd(0.5)),
-    target(LARGE, "restart_s", "restart to first read", " s", Goal::ShareOfEtcd(0.5)),
-    target(LARGE, "put_p99_ratio", "put p99 during a list ÷ without", "", Goal::AtMost(1.5)),
-];
-
-const fn target(
+/// A goal for the median.
+pub(crate) const fn target(
     row: &'static str,
     metric: &'static str,
     title: &'static str,
     unit: &'static str,
     goal: Goal,
 ) -> Target {
-    Target { row, metric, title, unit, goal }
+    Target { row, metric, title, unit, goal, over: Over::Median }
+}
+
+impl Target {
+    /// The same goal for the largest value.
+    pub(crate) const fn always(self) -> Target {
+        Target { over: Over::Largest, ..self }
+    }
 }
 
 impl Goal {
-    /// Whether the two medians reach the goal; nothing is said while a number is missing.
+    /// Whether the two values reach the goal; nothing is said while a number is missing.
     pub(crate) fn reached(self, tally: Option<f64>, etcd: Option<f64>) -> Option<bool> {
         let tally = tally?;
         Some(match self {
@@ -102,6 +121,7 @@ impl Goal {
             Goal::EtcdTimes(least) => etcd? >= least * tally,
             Goal::ShareOfEtcd(most) => tally <= most * etcd?,
             Goal::AtMost(most) => tally <= most,
+            Goal::AtLeast(least) => tally >= least,
         })
     }
 
@@ -109,31 +129,30 @@ impl Goal {
     pub(crate) fn shown(self) -> String {
         match self {
             Goal::TimesEtcd(least) | Goal::EtcdTimes(least) => format!("≥ {least} ×"),
+            Goal::ShareOfEtcd(most) if most >= 1.0 => "no more".to_owned(),
             Goal::ShareOfEtcd(most) => format!("≤ 1/{:.0}", 1.0 / most),
             Goal::AtMost(most) => format!("≤ {most}"),
+            Goal::AtLeast(least) => format!("≥ {least}"),
         }
     }
 
     /// The ratio that the goal is about.
     pub(crate) fn ratio(self, tally: Option<f64>, etcd: Option<f64>) -> Option<String> {
         let (tally, etcd) = (tally?, etcd?);
-        Some(match self {
-            Goal::TimesEtcd(_) => format!("{:.2} ×", tally / etcd),
-            Goal::EtcdTimes(_) => format!("{:.1} ×", etcd / tally),
-            Goal::ShareOfEtcd(_) => format!("1/{:.1}", etcd / tally),
-            Goal::AtMost(_) => return None,
-        })
+        match self {
+            Goal::TimesEtcd(_) => Some(format!("{:.2} ×", tally / etcd)),
+            Goal::EtcdTimes(_) => Some(format!("{:.1} ×", etcd / tally)),
+            Goal::ShareOfEtcd(most) if most >= 1.0 => Some(format!("{:.2} ×", tally / etcd)),
+            Goal::ShareOfEtcd(_) => Some(format!("1/{:.1}", etcd / tally)),
+            Goal::AtMost(_) | Goal::AtLeast(_) => None,
+        }
     }
-}
-
-/// The number of that name.
-pub(crate) fn number(sample: &Sample, metric: &str) -> Option<f64> {
-    sample.iter().find(|(name, _)| *name == metric).map(|(_, value)| *value)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Goal, LARGE, ROWS, TARGETS};
+    use super::Goal;
+    use crate::bench::{cluster, single};
 
     #[test]
     fn goals_hold_at_their_edge_and_not_beyond() {
@@ -144,13 +163,34 @@ mod tests {
         assert_eq!(Goal::ShareOfEtcd(0.25).reached(Some(2.5), Some(10.0)), Some(true));
         assert_eq!(Goal::ShareOfEtcd(0.25).reached(Some(2.6), Some(10.0)), Some(false));
         assert_eq!(Goal::AtMost(0.5).reached(Some(0.6), None), Some(false));
+        assert_eq!(Goal::AtMost(0.0).reached(Some(0.0), None), Some(true));
+        assert_eq!(Goal::AtLeast(1.0).reached(Some(1.0), None), Some(true));
+        assert_eq!(Goal::AtLeast(1.0).reached(Some(0.9), Some(9.0)), Some(false));
         assert_eq!(Goal::TimesEtcd(3.0).reached(Some(30.0), None), None);
     }
 
     #[test]
-    fn every_target_is_about_a_row() {
-        for target in TARGETS {
-            assert!(target.row == LARGE || ROWS.iter().any(|row| row.name == target.row), "{}", target.row);
+    fn goals_and_ratios_in_words() {
+        let both = |goal: Goal| (goal.shown(), goal.ratio(Some(2.0), Some(8.0)).unwrap_or_default());
+        assert_eq!(both(Goal::ShareOfEtcd(1.0 / 3.0)), ("≤ 1/3".to_owned(), "1/4.0".to_owned()));
+        assert_eq!(both(Goal::ShareOfEtcd(1.0)), ("no more".to_owned(), "0.25 ×".to_owned()));
+        assert_eq!(both(Goal::TimesEtcd(2.5)), ("≥ 2.5 ×".to_owned(), "0.25 ×".to_owned()));
+        assert_eq!(both(Goal::AtMost(100.0)), ("≤ 100".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn every_target_is_about_a_row_and_names_are_used_once() {
+        for suite in [&single::SUITE, &cluster::SUITE] {
+            let names: Vec<&str> = suite.names().collect();
+            for target in suite.targets {
+                assert!(names.contains(&target.row), "{}", target.row);
+                let event = suite.events.iter().find(|event| event.name == target.row);
+                let lines = event.map(|event| event.lines.iter().any(|line| line.0 == target.metric));
+                assert_ne!(lines, Some(false), "{} {} is in no table", target.row, target.metric);
+            }
+            for (index, name) in names.iter().enumerate() {
+                assert!(!names[..index].contains(name), "{name}");
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Kinds of work: which request comes next, and what a right answer looks like.
 
-use super::keys::{VALUE_BYTES, Values, base64, key, sorted_keys};
+use super::keys::{LARGE_VALUE_BYTES, VALUE_BYTES, Values, base64, key, sorted_keys};
 use crate::http;
 use crate::rng::Rng;
 
@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Fill,
     /// Put the keys one after the other, each by itself.
     Load,
+    /// The same with values of [`LARGE_VALUE_BYTES`].
+    LoadLarge,
 }
 
 /// Makes requests.
@@ -45,7 +47,8 @@ impl Work {
     /// The same stream of requests for the same seed.
     pub(crate) fn new(kind: Kind, keys: u32, seed: u64) -> Work {
         let sorted = if kind == Kind::Range { sorted_keys(keys) } else { Vec::new() };
-        let (rng, values) = (Rng::new(seed), Values::new(seed));
+        let value_bytes = if kind == Kind::LoadLarge { LARGE_VALUE_BYTES } else { VALUE_BYTES };
+        let (rng, values) = (Rng::new(seed), Values::new(seed, value_bytes));
         Work { kind, keys, rng, values, filled: 0, sorted, raw: Vec::new(), body: Vec::new() }
     }
 
@@ -77,7 +80,7 @@ impl Work {
                 self.fill();
                 "/v3/kv/txn"
             }
-            Kind::Load => {
+            Kind::Load | Kind::LoadLarge => {
                 self.put(self.filled);
                 self.filled += 1;
                 "/v3/kv/put"
@@ -90,7 +93,7 @@ impl Work {
     pub(crate) fn refuse(&self, status: u16, body: &[u8]) -> Option<String> {
         let right = status == 200
             && match self.kind {
-                Kind::Put | Kind::Load => true,
+                Kind::Put | Kind::Load | Kind::LoadLarge => true,
                 Kind::Get => body.len() > VALUE_BYTES,
                 Kind::Range => body.len() > RANGE_KEYS * VALUE_BYTES,
                 Kind::Txn | Kind::Fill => body.windows(11).any(|found| found == br#""succeeded""#),
@@ -159,7 +162,7 @@ mod tests {
 
     #[test]
     fn bodies_are_json_of_the_stated_length() {
-        for kind in [Kind::Put, Kind::Get, Kind::Range, Kind::Txn, Kind::Fill, Kind::Load] {
+        for kind in [Kind::Put, Kind::Get, Kind::Range, Kind::Txn, Kind::Fill, Kind::Load, Kind::LoadLarge] {
             let mut work = Work::new(kind, 150, 7);
             for round in 0..2 {
                 let mut out = Vec::new();

@@ -2,6 +2,7 @@
 //! afterwards everything that was acknowledged must be there, and nothing else.
 
 mod check;
+mod cluster;
 mod killer;
 mod packages;
 mod writers;
@@ -26,7 +27,10 @@ use packages::Load;
 use writers::{Attempt, Shared};
 
 /// The options of this command.
-pub(crate) const OPTIONS: &[&str] = &["kills", "seconds", "clients", "seed", "tally", "index", "limit", "data", "pad"];
+pub(crate) const OPTIONS: &[&str] = &[
+    "kills", "seconds", "clients", "seed", "tally", "index", "limit", "data", "pad", "nodes", "runs", "server", "out",
+    "network", "faults",
+];
 /// The switches of this command.
 pub(crate) const SWITCHES: &[&str] = &["keep", "snapshots"];
 
@@ -53,6 +57,9 @@ struct Setup {
 /// Loads, kills, checks, and prints what was found.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
+    if args.text("nodes").is_some() {
+        return cluster::run(args, clock);
+    }
     let seed = args.number("seed", clock)?;
     let clients = args.number("clients", 64_usize)?.clamp(1, 4096);
     let records = packages::load(args.text("index").map(Path::new), args.number("limit", usize::MAX)?)?;

@@ -1,0 +1,347 @@
+//! Changes of the membership, carried out by the leader, one after the other.
+//!
+//! Who is a member, under which URLs, and who votes, is said by the log's membership entries and by nothing else. An id
+//! that has left gets a tombstone in the replicated state, so that it is never used again and a process that still runs
+//! under it can be told.
+//!
+//! Voters change by joint consensus. A leader that finds the cluster in the middle of a change, because the one who
+//! began it is gone, finishes it; it also puts up tombstones that are missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, Fatal, RaftError};
+use tally_apply::Command;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use crate::barrier::{Barrier, BarrierError};
+use crate::proposals::Proposals;
+use crate::command::EncodedCommand;
+use super::leadership::{Leader, Leadership};
+use crate::member::{MemberChange, MemberError};
+use crate::node::RaftHandle;
+use crate::peer::{CallError, Net};
+use crate::progress::Shared;
+use crate::state_machine::SharedLive;
+use crate::types::{Membership, Peer, TypeConfig, log_index};
+
+/// A voter that was heard of within this time counts as healthy; etcd's interval.
+const HEALTHY_WITHIN: Duration = Duration::from_secs(5);
+/// A learner may vote when it has this share of the leader's log, in percent; etcd's share.
+const LEARNER_READY_PERCENT: u64 = 90;
+/// How often a change that cannot be committed yet is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// What changes are made with.
+pub(crate) struct Changes {
+    pub(crate) member_id: u64,
+    pub(crate) max_learners: usize,
+    pub(crate) strict: bool,
+    pub(crate) timeout: Duration,
+    pub(crate) raft: RaftHandle,
+    pub(crate) net: Net,
+    pub(crate) barrier: Arc<Barrier>,
+    pub(crate) proposals: Proposals,
+    pub(crate) leadership: Leadership,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) live: SharedLive,
+    /// One change at a time.
+    pub(crate) turn: Mutex<()>,
+}
+
+type Written = Result<(), RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
+
+impl Changes {
+    /// Carries out a change on whichever member leads.
+    pub(crate) async fn change(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut leadership = self.leadership.clone();
+        loop {
+            let leader = leadership.now();
+            let error = match leader {
+                Leader::Nobody => MemberError::NoLeader,
+                Leader::Here { .. } => match self.carry_out(change.clone()).await {
+                    Err(error @ MemberError::NoLeader) => error,
+                    result => return result,
+                },
+                Leader::There { id, .. } => match self.net.change_members(id, &change).await {
+                    Ok(Err(error @ MemberError::NoLeader)) => error,
+                    Ok(result) => return result,
+                    Err(CallError::NotSent { .. }) => MemberError::NoLeader,
+                    Err(CallError::Unclear { .. }) => return Err(MemberError::Unclear),
+                },
+            };
+            if !leadership.retry(leader, deadline).await {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Carries out a change on this member, which must lead. Goes on, and finishes, if nobody waits for it any more.
+    pub(crate) async fn carry_out(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
+        let this = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let _turn = this.turn.lock().await;
+            this.make(change).await
+        });
+        task.await.unwrap_or(Err(MemberError::Stopped))
+    }
+
+    async fn make(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
+        if !matches!(self.leadership.now(), Leader::Here { .. }) {
+            return Err(MemberError::NoLeader);
+        }
+        // What is looked at below must not be older than what other members have been told.
+        self.barrier.join().await.map_err(|error| match error {
+            BarrierError::NoLeader | BarrierError::NoQuorum => MemberError::NoLeader,
+            BarrierError::Stopped => MemberError::Stopped,
+            BarrierError::Fatal(error) => MemberError::Fatal(error),
+        })?;
+        let membership = self.effective().await?;
+        if membership.get_joint_config().len() > 1 {
+            return Err(MemberError::Busy);
+        }
+        match change {
+            MemberChange::Add { id, peer_urls, is_learner } => self.add(&membership, id, peer_urls, is_learner).await,
+            MemberChange::Remove { id } => self.remove(&membership, id).await,
+            MemberChange::Update { id, peer_urls } => self.update(&membership, id, peer_urls).await,
+            MemberChange::Promote { id } => self.promote(&membership, id).await,
+        }
+    }
+
+    async fn effective(&self) -> Result<Membership, MemberError> {
+        self.raft
+            .with_raft_state(|state| state.membership_state.effective().membership().clone())
+            .await
+            .map_err(|error| self.fatal(&error))
+    }
+
+    async fn add(
+        self: &Arc<Self>,
+        membership: &Membership,
+        id: u64,
+        urls: Vec<String>,
+        learner: bool,
+    ) -> Result<(), MemberError> {
+        let removed = self.live.load().reads.removed_members().contains(&id);
+        if removed || membership.get_node(&id).is_some() {
+            return Err(MemberError::IdExists { id });
+        }
+        free_urls(membership, None, &urls)?;
+        let learners = membership.learner_ids().count();
+        if learner && learners >= self.max_learners {
+            return Err(MemberError::TooManyLearners { limit: self.max_learners });
+        }
+        let node = Peer { urls };
+        if learner {
+            return self.settle(self.raft.add_learner(id, node, false).await.map(drop));
+        }
+        if self.strict {
+            self.room_for_a_voter(membership)?;
+        }
+        let change = ChangeMembers::AddVoters(BTreeMap::from([(id, node)]));
+        let (raft, voters) = (self.raft.clone(), voters(membership));
+        let mut adding = tokio::spawn(async move { raft.change_membership(change, false).await.map(drop) });
+        // A second voter has to run before the change can be committed, and can only be started after it was made. The
+        // change stands as soon as a majority of the old voters has it: nobody without it can be elected.
+        loop {
+            tokio::select! {
+                added = &mut adding => return self.settle(added.unwrap_or(Err(RaftError::Fatal(Fatal::Stopped)))),
+                () = sleep(LOOK_INTERVAL) => {
+                    if self.majority_has_member(&voters, id).await? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the membership that `id` is in has reached a majority of `voters`.
+    async fn majority_has_member(&self, voters: &BTreeSet<u64>, id: u64) -> Result<bool, MemberError> {
+        let in_force = self.raft.with_raft_state(move |state| {
+            let effective = state.membership_state.effective();
+            effective.membership().get_node(&id).and(effective.log_id().as_ref()).map(|log_id| log_id.index)
+        });
+        let Some(index) = in_force.await.map_err(|error| self.fatal(&error))? else { return Ok(false) };
+        let own = self.shared.logged.mark().get() >= log_index(index);
+        let matched = self.matched();
+        let has = |voter: &u64| {
+            if *voter == self.member_id { own } else { matched.get(voter).is_some_and(|index_of| *index_of >= index) }
+        };
+        Ok(voters.iter().filter(|voter| has(voter)).count() >= quorum(voters.len()))
+    }
+
+    /// How far the log of each other member is known to be the leader's, in openraft's indexes.
+    fn matched(&self) -> BTreeMap<u64, u64> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let replication = metrics.replication.unwrap_or_default();
+        replication.into_iter().filter_map(|(id, matched)| Some((id, matched?.index))).collect()
+    }
+
+    async fn remove(self: &Arc<Self>, membership: &Membership, id: u64) -> Result<(), MemberError> {
+        if membership.get_node(&id).is_none() {
+            return Err(MemberError::NotFound { id });
+        }
+        let voters = voters(membership);
+        let change = if voters.contains(&id) {
+            if self.strict {
+                self.quorum_without(&voters, id)?;
+            }
+            ChangeMembers::RemoveVoters(BTreeSet::from([id]))
+        } else {
+            ChangeMembers::RemoveNodes(BTreeSet::from([id]))
+        };
+        self.settle(self.raft.change_membership(change, false).await.map(drop))?;
+        self.bury(id).await;
+        Ok(())
+    }
+
+    /// Puts up a tombstone. If that fails, the next leader does it.
+    async fn bury(&self, id: u64) {
+        let command = EncodedCommand::encode(&Command::RemoveMember { id });
+        let buried = match self.proposals.submit(command) {
+            Ok(outcome) => tokio::time::timeout(self.timeout, outcome).await.is_ok_and(|outcome| outcome.is_ok()),
+            Err(_) => false,
+        };
+        if !buried {
+            tracing::warn!(member = format!("{id:x}"), "a removed member is not recorded yet; the next leader does it");
+        }
+    }
+
+    async fn update(&self, membership: &Membership, id: u64, urls: Vec<String>) -> Result<(), MemberError> {
+        if membership.get_node(&id).is_none() {
+            return Err(MemberError::NotFound { id });
+        }
+        free_urls(membership, Some(id), &urls)?;
+        // Changes what is known of a member, not whether it votes.
+        let change = ChangeMembers::SetNodes(BTreeMap::from([(id, Peer { urls })]));
+        self.settle(self.raft.change_membership(change, false).await.map(drop))
+    }
+
+    async fn promote(&self, membership: &Membership, id: u64) -> Result<(), MemberError> {
+        if membership.get_node(&id).is_none() {
+            return Err(MemberError::NotFound { id });
+        }
+        if voters(membership).contains(&id) {
+            return Err(MemberError::NotLearner { id });
+        }
+        let last = self.shared.last.load(std::sync::atomic::Ordering::Acquire);
+        let matched = self.matched().get(&id).map_or(0, |index| log_index(*index));
+        if !self.is_started(id) || matched * 100 < last * LEARNER_READY_PERCENT {
+            return Err(MemberError::LearnerNotReady { id });
+        }
+        if self.strict {
+            self.room_for_a_voter(membership)?;
+        }
+        let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        self.settle(self.raft.change_membership(change, false).await.map(drop))
+    }
+
+    /// With one more voter, enough of the voters must have been started, and the present ones must have a quorum.
+    fn room_for_a_voter(&self, membership: &Membership) -> Result<(), MemberError> {
+        let voters = voters(membership);
+        let started = voters.iter().filter(|voter| self.is_started(**voter)).count();
+        if !(voters.len() == 1 && started == 1) && started < quorum(voters.len() + 1) {
+            return Err(MemberError::NotEnoughStarted);
+        }
+        self.healthy(&voters, voters.len())
+    }
+
+    /// Those who stay must be able to go on alone.
+    fn quorum_without(&self, voters: &BTreeSet<u64>, leaving: u64) -> Result<(), MemberError> {
+        let stay: BTreeSet<u64> = voters.iter().copied().filter(|voter| *voter != leaving).collect();
+        if stay.is_empty() {
+            return Err(MemberError::NotEnoughStarted);
+        }
+        // One that was never started counts for nothing, so it can always leave.
+        if !self.is_started(leaving) {
+            return Ok(());
+        }
+        let started = stay.iter().filter(|voter| self.is_started(**voter)).count();
+        if started < quorum(stay.len()) {
+            return Err(MemberError::NotEnoughStarted);
+        }
+        self.healthy(&stay, stay.len())
+    }
+
+    fn healthy(&self, voters: &BTreeSet<u64>, of: usize) -> Result<(), MemberError> {
+        let heard = |id: u64| self.net.last_contact(id).is_some_and(|at| at.elapsed() < HEALTHY_WITHIN);
+        let healthy = voters.iter().filter(|id| **id == self.member_id || heard(**id)).count();
+        if healthy < quorum(of) { Err(MemberError::Unhealthy) } else { Ok(()) }
+    }
+
+    /// A member that has published its name runs, or did.
+    fn is_started(&self, id: u64) -> bool {
+        self.live.load().reads.members().iter().any(|member| member.id == id && !member.name.is_empty())
+    }
+
+    fn settle(&self, written: Written) -> Result<(), MemberError> {
+        match written {
+            Ok(()) => Ok(()),
+            Err(RaftError::Fatal(error)) => Err(self.fatal(&error)),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(MemberError::NoLeader),
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(MemberError::Unclear),
+            Err(RaftError::APIError(
+                ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_),
+            )) => Err(MemberError::Busy),
+        }
+    }
+
+    fn fatal(&self, _error: &Fatal<TypeConfig>) -> MemberError {
+        self.shared.fatal.get().map_or(MemberError::Stopped, MemberError::Fatal)
+    }
+
+    /// Finishes, whenever this member begins to lead, what earlier leaders left unfinished. Runs until dropped.
+    pub(crate) async fn finish_what_others_began(self: Arc<Self>) {
+        let mut leadership = self.leadership.clone();
+        let mut leader = leadership.now();
+        loop {
+            if matches!(leader, Leader::Here { .. }) {
+                let _turn = self.turn.lock().await;
+                self.finish().await;
+            }
+            leader = leadership.other(leader).await;
+        }
+    }
+
+    async fn finish(&self) {
+        // Everything of earlier terms is applied after this.
+        if self.barrier.join().await.is_err() {
+            return;
+        }
+        let Ok(membership) = self.effective().await else { return };
+        if membership.get_joint_config().len() > 1 {
+            tracing::info!("finishing a membership change that an earlier leader began");
+            let nothing_more = ChangeMembers::AddVoterIds(BTreeSet::new());
+            if let Err(error) = self.raft.change_membership(nothing_more, false).await {
+                tracing::warn!(%error, "the membership change is not finished; the next leader tries again");
+                return;
+            }
+        }
+        let members = self.live.load().reads.members();
+        for gone in members.iter().filter(|member| membership.get_node(&member.id).is_none()) {
+            self.bury(gone.id).await;
+        }
+    }
+}
+
+fn quorum(voters: usize) -> usize {
+    voters / 2 + 1
+}
+
+fn voters(membership: &Membership) -> BTreeSet<u64> {
+    membership.voter_ids().collect()
+}
+
+/// No URL may be another member's.
+fn free_urls(membership: &Membership, of: Option<u64>, urls: &[String]) -> Result<(), MemberError> {
+    let taken = |url: &&String| membership.nodes().any(|(id, peer)| Some(*id) != of && peer.urls.contains(url));
+    match urls.iter().find(taken) {
+        Some(url) => Err(MemberError::PeerUrlExists { url: url.clone() }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,136 @@
+//! What requests of peers are answered from.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+
+use crate::barrier::{Barrier, BarrierError};
+use crate::proposals::Forwarded;
+use super::changes::Changes;
+use crate::codec::decode_in_force;
+use crate::fatal::FatalError;
+use super::leadership::{Leader, Leadership};
+use crate::member::{ClusterView, MemberChange, MemberError, PeerMember};
+use crate::node::RaftHandle;
+use crate::peer::{BoxFuture, ForwardRefusal, Host, RefusedSender, Standing, Verdict};
+use crate::progress::Shared;
+use crate::snapshot::incoming_dir;
+use crate::state_machine::SharedLive;
+use crate::status::RemovedSignal;
+use crate::types::Membership;
+
+/// The node, as its peers see it.
+pub(crate) struct Inside {
+    pub(crate) cluster_id: u64,
+    pub(crate) member_id: u64,
+    pub(crate) raft: RaftHandle,
+    pub(crate) barrier: Arc<Barrier>,
+    pub(crate) leadership: Leadership,
+    pub(crate) changes: Arc<Changes>,
+    pub(crate) forwarded: Forwarded,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) live: SharedLive,
+    pub(crate) removed: RemovedSignal,
+}
+
+/// The members of a membership.
+pub(crate) fn peer_members(membership: &Membership) -> Vec<PeerMember> {
+    let voters: Vec<u64> = membership.voter_ids().collect();
+    membership
+        .nodes()
+        .map(|(id, peer)| PeerMember { id: *id, peer_urls: peer.urls.clone(), is_learner: !voters.contains(id) })
+        .collect()
+}
+
+/// The membership in force, as applied here.
+pub(crate) fn applied_members(live: &SharedLive) -> Vec<PeerMember> {
+    let applied = live.load().reads.applied();
+    // The state machine read the same bytes when it was opened, or wrote them.
+    decode_in_force(&applied.membership).map(|stored| peer_members(stored.membership())).unwrap_or_default()
+}
+
+impl Host for Inside {
+    fn raft(&self) -> RaftHandle {
+        self.raft.clone()
+    }
+
+    fn standing(&self, member: u64) -> Standing {
+        let reads = &self.live.load().reads;
+        if reads.removed_members().contains(&member) {
+            return Standing::Removed;
+        }
+        let record = reads.members().iter().find(|record| record.id == member).map(|record| record.directory);
+        match record {
+            Some(directory) => Standing::Known { directory: Some(directory).filter(|uuid| *uuid != [0; 16]) },
+            None => Standing::Unknown,
+        }
+    }
+
+    fn log_last(&self) -> u64 {
+        self.shared.last.load(Ordering::Acquire)
+    }
+
+    fn applied(&self) -> u64 {
+        self.shared.applied.get()
+    }
+
+    fn told(&self, verdict: Verdict, by: u64) {
+        match verdict {
+            Verdict::Removed => {
+                tracing::warn!(by = format!("{by:x}"), "a peer says that this member was removed from the cluster");
+                self.removed.send_replace(true);
+            }
+            verdict @ (Verdict::DirectoryReplaced | Verdict::Behind { .. }) => {
+                let reason = verdict.to_string();
+                drop(self.shared.fatal.set(FatalError::Refused { by, reason }));
+            }
+            // Configured wrongly on one side or the other, which may be mended while this runs.
+            Verdict::WrongCluster { .. } | Verdict::WrongReceiver { .. } | Verdict::Version { .. } => {}
+        }
+    }
+
+    fn read_index(&self) -> BoxFuture<Result<u64, BarrierError>> {
+        let here = matches!(self.leadership.now(), Leader::Here { .. });
+        let barrier = Arc::clone(&self.barrier);
+        async move { if here { barrier.index_for_member().await } else { Err(BarrierError::NoLeader) } }.boxed()
+    }
+
+    fn change_members(&self, change: MemberChange) -> BoxFuture<Result<(), MemberError>> {
+        let changes = Arc::clone(&self.changes);
+        async move { changes.carry_out(change).await }.boxed()
+    }
+
+    fn forwarded(&self, from: u64, payloads: Vec<Bytes>, refused: RefusedSender) -> Result<(), ForwardRefusal> {
+        self.forwarded.accept(from, payloads, refused)
+    }
+
+    fn view(&self) -> ClusterView {
+        let reads = self.live.load().reads.clone();
+        let (records, removed) = (reads.members(), reads.removed_members().to_vec());
+        let name = |id: u64| records.iter().find(|record| record.id == id).map(|record| record.name.clone());
+        let members = applied_members(&self.live);
+        let leader = match self.leadership.now() {
+            Leader::Nobody => None,
+            Leader::Here { .. } => Some(self.member_id),
+            Leader::There { id, .. } => Some(id),
+        };
+        let members = members.into_iter().map(|member| {
+            let name = name(member.id).unwrap_or_default();
+            (member, name)
+        });
+        ClusterView {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            leader,
+            members: members.collect(),
+            removed,
+        }
+    }
+
+    fn incoming_dir(&self) -> PathBuf {
+        incoming_dir(self.live.load().backend.path())
+    }
+}

@@ -1,0 +1,269 @@
+//! Sending a snapshot: an export of the store, streamed on a connection of its own.
+//!
+//! ```text
+//! sender    Hello   Offer {vote, bytes of the stream}            the stream of the export, in no frames
+//! receiver  Hello                                   Go                                             Installed {vote}
+//! ```
+//! The stream carries checksums of its own, of every piece and of every file. It begins only when the receiver has said
+//! that it takes it, because an export costs a reading of the whole store. Which state it is stands in its manifest: newer
+//! than what was asked for, perhaps, never older.
+
+use std::future::Future;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes};
+use openraft::errors::{NetworkError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::raft::SnapshotResponse;
+use tally_backend::{Backend, ExportError};
+use tokio::sync::mpsc;
+
+use super::body::{Input, put_vote};
+use super::duplex::{Duplex, Receiving, Sending};
+use super::frame::Kind;
+use super::net::Net;
+use super::observer::NetworkEvent;
+use super::peers::Peer;
+use super::serve;
+use crate::codec::CodecError;
+use crate::snapshot::{Checkpoint, OwnedExport};
+use crate::types::{RaftVote, Snapshot, TypeConfig};
+
+/// Bytes of the stream that are sent at a time.
+const PIECE_BYTES: usize = 512 << 10;
+/// Pieces that have been read and not been sent.
+const PIECES_AHEAD: usize = 4;
+
+/// What the receiver answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Installed {
+    /// The vote of the receiver; if it is not higher than the sender's, the snapshot is in force, or was not needed.
+    Vote(RaftVote),
+    /// Another snapshot is being received.
+    Busy,
+    /// It could not be taken.
+    Failed(String),
+}
+
+/// Why a snapshot was not sent.
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    #[error(transparent)]
+    Closed(#[from] ReplicationClosed),
+    #[error("the snapshot was cancelled: it is of a term after that of its sender")]
+    Deposed,
+    #[error("the snapshot cannot be exported")]
+    Export(#[from] ExportError),
+    #[error("member {peer:x}: {reason}")]
+    Unreachable { peer: u64, reason: String },
+    #[error("member {peer:x} did not take the snapshot: {reason}")]
+    Refused { peer: u64, reason: String },
+    #[error("the task that exports the snapshot has ended")]
+    Task,
+}
+
+/// Sends a snapshot and waits until it is in force there.
+pub(super) async fn send(
+    net: &Net,
+    peer: &Arc<Peer>,
+    vote: RaftVote,
+    snapshot: Snapshot,
+    cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+    let began = Instant::now();
+    peer.observe(NetworkEvent::SnapshotSendStarted { to: peer.id });
+    let limit = net.inner.config.install_timeout;
+    let sent = tokio::select! {
+        closed = cancel => Err(SendError::Closed(closed)),
+        () = net.closed() => Err(SendError::Closed(ReplicationClosed::new("the member is stopping"))),
+        sent = tokio::time::timeout(limit, transmit(net, peer, vote, snapshot.snapshot)) => {
+            let reason = format!("no answer within {} s", limit.as_secs());
+            sent.unwrap_or(Err(SendError::Unreachable { peer: peer.id, reason }))
+        }
+    };
+    match sent {
+        Ok(vote) => {
+            peer.observe(NetworkEvent::SnapshotSent { to: peer.id, elapsed: began.elapsed() });
+            Ok(SnapshotResponse::new(vote))
+        }
+        Err(error) => {
+            peer.observe(NetworkEvent::SnapshotSendFailed { to: peer.id });
+            tracing::warn!(
+                peer = format_args!("{:x}", peer.id),
+                error = &error as &dyn std::error::Error,
+                "a snapshot was not sent"
+            );
+            Err(match error {
+                SendError::Closed(closed) => closed.into(),
+                SendError::Deposed => ReplicationClosed::new(error).into(),
+                SendError::Refused { .. } | SendError::Unreachable { .. } => Unreachable::new(&error).into(),
+                SendError::Export(_) | SendError::Task => NetworkError::new(&error).into(),
+            })
+        }
+    }
+}
+
+async fn transmit(net: &Net, peer: &Arc<Peer>, vote: RaftVote, checkpoint: Checkpoint) -> Result<RaftVote, SendError> {
+    let unreachable = |reason: String| SendError::Unreachable { peer: peer.id, reason };
+    let opened = Duplex::open(net, peer, serve::SNAPSHOT).await;
+    let (sending, mut receiving) = opened.map_err(|error| unreachable(error.to_string()))?.split();
+    let offered = sending.send(Kind::Offer, 64, |out| put_vote(out, &vote)).await;
+    offered.map_err(|error| unreachable(error.to_string()))?;
+    match answer(&mut receiving).await.map_err(unreachable)? {
+        Answer::Go => {}
+        Answer::Installed(installed) => return conclude(peer, installed),
+    }
+    let export = export(net, checkpoint).await?;
+    // A leader that has been deposed may have applied what a later one committed: that is not its to send, and the
+    // receiver could not tell whose it is.
+    if export.export().applied().term > vote.leader_id().term {
+        return Err(SendError::Deposed);
+    }
+    if let Some(installed) = stream(net, &sending, &mut receiving, export).await? {
+        return conclude(peer, installed);
+    }
+    // That nothing more comes is how the receiver knows that the stream is whole; its checksums say so, too.
+    drop(sending);
+    match answer(&mut receiving).await.map_err(unreachable)? {
+        Answer::Installed(installed) => conclude(peer, installed),
+        Answer::Go => Err(unreachable("it asks for the snapshot twice".to_owned())),
+    }
+}
+
+fn conclude(peer: &Peer, installed: Installed) -> Result<RaftVote, SendError> {
+    match installed {
+        Installed::Vote(vote) => Ok(vote),
+        Installed::Busy => Err(SendError::Refused { peer: peer.id, reason: "it is receiving another one".to_owned() }),
+        Installed::Failed(reason) => Err(SendError::Refused { peer: peer.id, reason }),
+    }
+}
+
+/// An export of the state, which is deleted when it has been sent.
+async fn export(net: &Net, checkpoint: Checkpoint) -> Result<Arc<OwnedExport>, SendError> {
+    let backend: Backend = match checkpoint {
+        Checkpoint::Live(backend) => backend,
+        Checkpoint::Received(export) => return Ok(export),
+    };
+    let dir = net.host().ok_or_else(|| ReplicationClosed::new("the member is stopping"))?.incoming_dir();
+    // It reads the whole store once.
+    let exported = tokio::task::spawn_blocking(move || backend.export(&dir).map(OwnedExport::new)).await;
+    Ok(Arc::new(exported.map_err(|_| SendError::Task)??))
+}
+
+/// Sends the stream of the export. If the receiver answers before this is known to be all, that is returned.
+async fn stream(
+    net: &Net,
+    sending: &Sending,
+    receiving: &mut Receiving,
+    export: Arc<OwnedExport>,
+) -> Result<Option<Installed>, SendError> {
+    let peer = sending.peer();
+    let (pieces, mut queue) = mpsc::channel(PIECES_AHEAD);
+    let rate = net.inner.config.snapshot_rate_bytes_max;
+    // Ends when the queue is dropped, at the latest after the piece it is reading.
+    let reader = tokio::task::spawn_blocking(move || read_pieces(&export, &pieces));
+    let mut pace = Pace::new(rate);
+    loop {
+        tokio::select! {
+            biased;
+            early = answer(receiving) => {
+                let reason = match early {
+                    Ok(Answer::Installed(installed)) => return Ok(Some(installed)),
+                    Ok(Answer::Go) => "it asks for the snapshot twice".to_owned(),
+                    Err(reason) => reason,
+                };
+                return Err(SendError::Unreachable { peer: peer.id, reason });
+            }
+            piece = queue.recv() => {
+                let Some(piece) = piece else { break };
+                pace.wait(piece.len() as u64).await;
+                let sent = sending.send_bytes(piece).await;
+                sent.map_err(|error| SendError::Unreachable { peer: peer.id, reason: error.to_string() })?;
+            }
+        }
+    }
+    reader.await.map_err(|_| SendError::Task)??;
+    Ok(None)
+}
+
+fn read_pieces(export: &OwnedExport, pieces: &mpsc::Sender<Bytes>) -> Result<(), ExportError> {
+    let mut reader = export.export().reader();
+    let mut offset = 0;
+    loop {
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        let read = (&mut reader).take(PIECE_BYTES as u64).read_to_end(&mut piece);
+        let read = read.map_err(|source: io::Error| ExportError::Transport { offset, source })?;
+        offset += read as u64;
+        // If nobody wants it, the one who did knows why.
+        if read == 0 || pieces.blocking_send(piece.into()).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+enum Answer {
+    Go,
+    Installed(Installed),
+}
+
+/// What the receiver says next. Cancel safe.
+async fn answer(receiving: &mut Receiving) -> Result<Answer, String> {
+    let frame = receiving.next().await.ok_or_else(|| "the connection was lost".to_owned())?;
+    match frame.kind {
+        Kind::Go => Ok(Answer::Go),
+        Kind::Installed => decode_installed(frame.body).map(Answer::Installed).map_err(|error| error.to_string()),
+        found => Err(format!("a frame of kind {found:?} instead of an answer")),
+    }
+}
+
+pub(super) fn put_installed(out: &mut bytes::BytesMut, installed: &Installed) {
+    match installed {
+        Installed::Vote(vote) => {
+            out.put_u8(1);
+            put_vote(out, vote);
+        }
+        Installed::Busy => out.put_u8(2),
+        Installed::Failed(reason) => {
+            // Cut so that the frame stays small; the whole reason is in the receiver's log.
+            let reason: String = reason.chars().take(200).collect();
+            out.put_u8(3);
+            super::body::put_bytes(out, reason.as_bytes());
+        }
+    }
+}
+
+fn decode_installed(body: Bytes) -> Result<Installed, CodecError> {
+    let mut input = Input::new("answer to a snapshot", body);
+    let installed = match input.u8()? {
+        1 => Installed::Vote(input.vote()?),
+        2 => Installed::Busy,
+        3 => Installed::Failed(input.text()?),
+        _ => return Err(input.malformed("an unknown answer")),
+    };
+    input.end()?;
+    Ok(installed)
+}
+
+/// Keeps to a rate: bytes that are ahead of their time wait.
+struct Pace {
+    bytes_per_second: u64,
+    began: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Zero: no limit.
+    fn new(bytes_per_second: u64) -> Pace {
+        Pace { bytes_per_second, began: Instant::now(), bytes: 0 }
+    }
+
+    async fn wait(&mut self, bytes: u64) {
+        if self.bytes_per_second == 0 {
+            return;
+        }
+        let due = Duration::from_secs_f64(self.bytes as f64 / self.bytes_per_second as f64);
+        self.bytes += bytes;
+        tokio::time::sleep_until((self.began + due).into()).await;
+    }
+}

@@ -21,8 +21,8 @@ use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::fatal::FatalError;
 use crate::cluster::{Leader, Leadership};
+use crate::fatal::FatalError;
 use crate::node::RaftHandle;
 use crate::peer::Net;
 use crate::progress::Shared;

@@ -13,16 +13,16 @@ use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::barrier::{Barrier, BarrierError, IndexSource};
+use crate::cluster::{self, Changes, Inside, Leader, Leadership, applied_members};
 use crate::command::EncodedCommand;
 use crate::config::Config;
 use crate::fatal::FatalError;
-use crate::cluster::{self, Changes, Inside, Leader, Leadership, applied_members};
 use crate::log_store::LogStore;
 use crate::member::{MemberChange, MemberError, PeerMember, TransferError};
 use crate::peer::Net;
 use crate::policy;
-use crate::proposals::{Parts, Proposals, ProposeError, batcher};
 use crate::progress::{Progress, Shared};
+use crate::proposals::{Parts, Proposals, ProposeError, batcher};
 use crate::start::{StartError, Started, start};
 use crate::state_machine::{SharedLive, StateMachine};
 use crate::status::{self, Follower, RemovedSignal, Status};

@@ -16,13 +16,13 @@ use crate::config::{ApplyLimits, Config, ConfigError};
 use crate::fatal::FatalError;
 use crate::log_store::{Found, LogStore};
 use crate::node::RaftHandle;
+use crate::peer::{Local, Net};
 use crate::progress::Shared;
+use crate::proposals::{Unsent, Waiting};
 use crate::replay::{ReplayError, replay};
 use crate::state_machine::{Live, SharedLive, StateMachine};
 use crate::storage::{DirectoryLock, Storage};
-use crate::peer::{Local, Net};
 use crate::types::{Peer, RaftLogId, TypeConfig, log_id_at, log_index};
-use crate::proposals::{Unsent, Waiting};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -81,12 +81,8 @@ pub(crate) async fn start(config: &Config, storage: Storage) -> Result<Started, 
     let directory = storage.recovered.metadata.directory_uuid;
     let Assembled { log, mut machine, shared, waiting, again, live, released, lock, replay_upto, pristine } =
         assemble(storage, config.apply)?;
-    let local = Local {
-        cluster_id: config.cluster_id,
-        member_id: config.member_id,
-        directory,
-        start_id: waiting.origin(),
-    };
+    let local =
+        Local { cluster_id: config.cluster_id, member_id: config.member_id, directory, start_id: waiting.origin() };
     let net = Net::new(config.net(), local);
     let first = shared.applied.get() + 1;
     if first <= replay_upto {

@@ -15,16 +15,16 @@ use tally_apply::{Applier, Body, Committed, Outcome, Reads};
 use tally_backend::Backend;
 use tokio::sync::oneshot;
 
-use crate::proposals::ProposeError;
 use crate::codec::decode_in_force;
 use crate::command::Stamp;
 use crate::config::ApplyLimits;
 use crate::entry::to_committed;
 use crate::fatal::FatalError;
 use crate::progress::Shared;
+use crate::proposals::ProposeError;
+use crate::proposals::Waiting;
 use crate::snapshot::{Checkpoint, InstallError, SnapshotBuilder, install, snapshot_of};
 use crate::types::{RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id, log_index};
-use crate::proposals::Waiting;
 
 /// The store in force and its readers' side; an installed snapshot replaces both together.
 pub(crate) struct Live {
@@ -88,9 +88,10 @@ impl StateMachine {
     fn answer(&mut self, chunk: &mut Chunk) -> io::Result<()> {
         let outcomes = self.commit(&chunk.entries)?;
         let mut outcomes = outcomes.into_iter().enumerate();
-        let own = chunk.own.drain(..).filter_map(|(place, stamp)| {
-            outcomes.find(|(at, _)| *at == place).map(|(_, outcome)| (stamp, outcome))
-        });
+        let own = chunk
+            .own
+            .drain(..)
+            .filter_map(|(place, stamp)| outcomes.find(|(at, _)| *at == place).map(|(_, outcome)| (stamp, outcome)));
         self.waiting.complete(own);
         if let Some(last) = chunk.entries.last() {
             self.waiting.decided(last.term);

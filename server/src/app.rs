@@ -36,6 +36,8 @@ use crate::roots;
 const ENTRY_OVERHEAD_BYTES: u64 = 1024 * 1024;
 /// Time between two log lines while there is no leader.
 const WAITING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a removed member's clients have to take the answers that are there.
+const REMOVED_PATIENCE: Duration = Duration::from_millis(300);
 /// How much sooner the node gives a request up than whoever waits for it, so that its reason is the one that is told.
 const NODE_GIVES_UP_SOONER: Duration = Duration::from_millis(200);
 
@@ -249,7 +251,7 @@ impl Server {
             metrics: api_metrics,
         });
         let watched = health.routes().merge(metrics.routes()).merge(version_routes());
-        let routes = api::router(Arc::new(state)).merge(watched.clone().merge(roots::routes(&node)));
+        let routes = api::router(Arc::new(state)).merge(watched.clone().merge(roots::routes(node.clone())));
         let http = Http::new(Arc::clone(&connections), http2(config));
         let front = |routes: Router| Arc::new(Front::new(routes, config.host_whitelist.clone(), config.cors.clone()));
         let mut server = Server {
@@ -333,13 +335,25 @@ impl Server {
     ///
     /// # Errors
     /// [`ShutdownError`] if not all of this was possible.
-    pub async fn shutdown(self) -> Result<(), ShutdownError> {
-        let Server { node, mut clients, waiting, mut peers, mut background, sweeper, patience, .. } = self;
-        drop(waiting);
-        clients.listeners.shutdown().await;
+    pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
+        self.waiting = None;
+        self.clients.listeners.shutdown().await;
         // Whatever still comes in waits for the next leader, and is answered by it through this member.
-        node.hand_over().await;
-        clients.connections.drain(patience).await;
+        self.node.hand_over().await;
+        self.clients.connections.drain(self.patience).await;
+        self.close().await
+    }
+
+    /// The same for a member that has been removed: the others have nothing to do with it any more, so whoever waits for
+    /// something here waits in vain.
+    pub(crate) async fn abandon(mut self) -> Result<(), ShutdownError> {
+        self.clients.listeners.shutdown().await;
+        self.clients.connections.drain(REMOVED_PATIENCE).await;
+        self.close().await
+    }
+
+    async fn close(self) -> Result<(), ShutdownError> {
+        let Server { node, mut peers, mut background, sweeper, .. } = self;
         background.shutdown().await;
         // It joins its thread, which may be writing a batch.
         let swept = tokio::task::spawn_blocking(move || drop(sweeper)).await;

@@ -48,7 +48,9 @@ pub(crate) fn start(config: &LogConfig) -> Result<(), LogError> {
     };
     // Libraries tell much that only their authors understand.
     let libraries = if level == LevelFilter::DEBUG { LevelFilter::INFO } else { level.min(LevelFilter::WARN) };
-    let filter = Targets::new().with_default(libraries).with_target("tally", level);
+    // Consensus repeats its warnings for every heartbeat that a dead peer does not answer; the node says it once.
+    let consensus = if level == LevelFilter::DEBUG { LevelFilter::INFO } else { LevelFilter::ERROR };
+    let filter = Targets::new().with_default(libraries).with_target("openraft", consensus).with_target("tally", level);
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(|_| LogError::Twice)
 }
 

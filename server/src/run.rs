@@ -101,19 +101,27 @@ async fn serve(config: Config) -> Result<(), RunError> {
         name = signals.next() => Stop::Signal(name),
         error = live(&mut server) => return Err(error.into()),
     };
-    match &stop {
-        Stop::Signal(name) => tracing::info!(signal = name, "stopping"),
-        Stop::Removed => tracing::warn!(
-            "this member has been permanently removed from its cluster and stops; its data directory must be deleted \
-             before it is used again"
-        ),
-    }
+    let ending = async {
+        match stop {
+            Stop::Signal(name) => {
+                tracing::info!(signal = name, "stopping");
+                server.shutdown().await
+            }
+            Stop::Removed => {
+                tracing::warn!(
+                    "this member has been permanently removed from its cluster and stops; its data directory must be \
+                     deleted before it is used again"
+                );
+                // Its data is of no more use, so neither is a clean end of it.
+                if let Err(error) = server.abandon().await {
+                    tracing::warn!(error = chain(&error), "the removed member did not stop cleanly");
+                }
+                Ok(())
+            }
+        }
+    };
     tokio::select! {
-        stopped = server.shutdown() => match (stopped, stop) {
-            // Its data is of no more use, so neither is a clean end of it.
-            (Err(error), Stop::Removed) => tracing::warn!(error = chain(&error), "the removed member did not stop cleanly"),
-            (stopped, _) => stopped?,
-        },
+        ended = ending => ended?,
         name = signals.next() => {
             tracing::warn!(signal = name, "stopping at once; what was acknowledged is in the log");
             abort_unless_ended();

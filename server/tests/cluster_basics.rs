@@ -111,10 +111,29 @@ fn clients_on_every_member_at_once_see_one_order() {
             });
         }
     });
+    roots_agree(&cluster);
     let seen = seen.into_inner().unwrap();
     let dense: Vec<i64> = (2..).take(CLIENTS * ROUNDS).collect();
     assert_eq!(seen.into_keys().collect::<Vec<_>>(), dense);
     cluster.same_state();
+}
+
+/// The state roots that two members have kept of the same index are equal.
+fn roots_agree(cluster: &Cluster) {
+    let mut known = std::collections::BTreeMap::new();
+    let mut compared = 0;
+    for at in cluster.running() {
+        let text = cluster.node(at).get("/tally/roots").body;
+        for line in text.lines() {
+            let (index, root) = line.split_once(' ').unwrap();
+            assert_eq!(root.len(), 32, "{line}");
+            if let Some(other) = known.insert(index.parse::<u64>().unwrap(), root.to_owned()) {
+                assert_eq!(other, root, "the states differ after entry {index}");
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 2, "{known:?}");
 }
 
 /// Puts through the members `at` until `stop`, and counts those that were acknowledged. None may fail in a way that says

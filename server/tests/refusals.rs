@@ -3,11 +3,10 @@
 
 mod common;
 
-use std::net::TcpListener;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use common::{Answer, PATIENCE, Tally, bare, base64, directory, start};
+use common::cluster::{Cluster, eventually};
+use common::{Answer, Tally, base64, directory, start};
 use serde_json::{Value, json};
 use tally_apply::{AlarmAction, AlarmCommand, AlarmKind, Command};
 use tally_raftnode::{Config, EncodedCommand, Node, StorageOptions, open_storage};

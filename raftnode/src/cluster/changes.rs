@@ -18,14 +18,14 @@ use tally_apply::Command;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use crate::barrier::{Barrier, BarrierError};
-use crate::proposals::Proposals;
-use crate::command::EncodedCommand;
 use super::leadership::{Leader, Leadership};
+use crate::barrier::{Barrier, BarrierError};
+use crate::command::EncodedCommand;
 use crate::member::{MemberChange, MemberError};
 use crate::node::RaftHandle;
 use crate::peer::{CallError, Net};
 use crate::progress::Shared;
+use crate::proposals::Proposals;
 use crate::state_machine::SharedLive;
 use crate::types::{Membership, Peer, TypeConfig, log_index};
 

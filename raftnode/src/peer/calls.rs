@@ -21,11 +21,11 @@ pub(super) async fn serve(mut served: Served) {
     let places = Arc::new(Semaphore::new(CALLS_MAX));
     while let Some(frame) = served.next().await {
         // It may have been removed since it said Hello.
-        if served.refused().await {
+        if served.refused() {
             return;
         }
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (host, out, address) = (Arc::clone(&served.host), served.out.clone(), served.address);
+        let (host, out, address) = (Arc::clone(&served.host), served.out.downgrade(), served.address);
         match answer(host, address, frame) {
             Ok(answer) => {
                 // Not tied to the channel: a change of the membership is finished whoever still waits for it.
@@ -41,9 +41,11 @@ pub(super) async fn serve(mut served: Served) {
     }
 }
 
-async fn send(out: &mpsc::Sender<Bytes>, frame: Bytes) {
-    // If the channel has ended, the caller knows that there is no answer.
-    let _ = out.send(frame).await;
+/// Answers, unless the channel is no longer served: then the caller knows that there is no answer.
+async fn send(out: &mpsc::WeakSender<Bytes>, frame: Bytes) {
+    if let Some(out) = out.upgrade() {
+        let _ = out.send(frame).await;
+    }
 }
 
 /// Reads a call, and returns what carries it out: the answer, or nothing if this member cannot say anything.

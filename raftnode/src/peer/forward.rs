@@ -72,7 +72,8 @@ pub(crate) struct ForwardReceiver {
 /// On the leader: tells the origin of proposals that they were given up. Cheap to clone; never blocks.
 #[derive(Clone)]
 pub(crate) struct RefusedSender {
-    out: mpsc::Sender<Bytes>,
+    /// Weak: the channel ends when it is no longer served, whoever still could refuse something.
+    out: mpsc::WeakSender<Bytes>,
     address: Address,
     broken: Arc<Broken>,
 }
@@ -127,7 +128,8 @@ impl RefusedSender {
                 out.put_u32(seqs.len() as u32);
                 seqs.iter().for_each(|seq| out.put_u64(*seq));
             });
-            if self.out.try_send(frame).is_err() {
+            let Some(out) = self.out.upgrade() else { return };
+            if out.try_send(frame).is_err() {
                 self.broken.flag.store(true, Ordering::Release);
                 self.broken.raised.notify_one();
                 return;
@@ -153,7 +155,7 @@ impl Net {
 /// Takes batches until the channel ends.
 pub(super) async fn serve(mut served: Served) {
     let broken = Arc::new(Broken::default());
-    let refused = RefusedSender { out: served.out.clone(), address: served.address, broken: Arc::clone(&broken) };
+    let refused = RefusedSender { out: served.out.downgrade(), address: served.address, broken: Arc::clone(&broken) };
     loop {
         let frame = tokio::select! {
             biased;
@@ -166,7 +168,7 @@ pub(super) async fn serve(mut served: Served) {
             Err(error) => return served.complain(&error),
         };
         // It may have been removed since it said Hello.
-        if served.refused().await {
+        if served.refused() {
             return;
         }
         let taken = served.host.forwarded(served.peer.id, payloads, refused.clone());

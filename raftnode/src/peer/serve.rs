@@ -137,7 +137,7 @@ impl Served {
         let (from, hello) = match timeout(limit, greeting(net, &mut inbound)).await {
             Ok(Ok(Greeting::Hello(from, hello))) => (from, hello),
             Ok(Ok(Greeting::Refused(from, verdict))) => {
-                refuse(net, &out, from, verdict).await;
+                refuse(net, &out, from, verdict);
                 return None;
             }
             Ok(Ok(Greeting::Rejected(from, _))) => {
@@ -156,7 +156,7 @@ impl Served {
         };
         let (peer, address) = (net.caller(from), net.address_to(from));
         if let Err(verdict) = hello.check(&*host, &peer) {
-            refuse(net, &out, from, verdict).await;
+            refuse(net, &out, from, verdict);
             return None;
         }
         net.inner.complaints.settle(Complaint::Refused, from);
@@ -190,11 +190,11 @@ impl Served {
     }
 
     /// Whether the other side must not take part any more; then it has been told.
-    pub(super) async fn refused(&self) -> bool {
+    pub(super) fn refused(&self) -> bool {
         match self.hello.check_standing(&*self.host, &self.peer) {
             Ok(()) => false,
             Err(verdict) => {
-                refuse(&self.net, &self.out, self.peer.id, verdict).await;
+                refuse(&self.net, &self.out, self.peer.id, verdict);
                 true
             }
         }
@@ -207,8 +207,8 @@ impl Served {
     }
 }
 
-async fn refuse(net: &Net, out: &mpsc::Sender<Bytes>, from: u64, verdict: Verdict) {
+fn refuse(net: &Net, out: &mpsc::Sender<Bytes>, from: u64, verdict: Verdict) {
     net.inner.complaints.make(Complaint::Refused, from, &format_args!("refused: {verdict}"));
-    // If it has gone it does not matter.
-    let _ = out.send(reject(net.address_to(from), verdict)).await;
+    // It is not waited for: to whoever reads nothing, the end of the channel has to say enough.
+    let _ = out.try_send(reject(net.address_to(from), verdict));
 }

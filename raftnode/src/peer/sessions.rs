@@ -51,7 +51,7 @@ pub(super) async fn serve(mut served: Served) {
         }
         if number > newest {
             // It may have been removed since it said Hello.
-            if served.refused().await {
+            if served.refused() {
                 return;
             }
             // The old one first: nothing of it must come after what belongs to the new one.

@@ -22,16 +22,16 @@ use openraft::raft::WriteResult;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::forwarder::{Event, Forwarder};
+use super::waiting::{Answer, Unsent, Waiting, answer, stopped};
+use crate::cluster::{Leader, Leadership};
 use crate::command::{EncodedCommand, LogPayload, Stamp};
 use crate::config::Config;
 use crate::fatal::FatalError;
-use super::forwarder::{Event, Forwarder};
-use crate::cluster::{Leader, Leadership};
 use crate::node::RaftHandle;
 use crate::peer::{ForwardRefusal, Net, RefusedSender};
 use crate::progress::Shared;
 use crate::types::TypeConfig;
-use super::waiting::{Answer, Unsent, Waiting, answer, stopped};
 
 /// Batches of other members that wait for this one to propose them. More are refused.
 const FORWARDED_BATCHES_MAX: usize = 256;
@@ -64,7 +64,9 @@ pub enum ProposeError {
     },
     /// A snapshot from the leader jumped over the place in the log where the proposal may be: **it may or may not have
     /// been carried out**.
-    #[error("this member was brought up to date by a snapshot while the proposal was under way: its outcome is unknown")]
+    #[error(
+        "this member was brought up to date by a snapshot while the proposal was under way: its outcome is unknown"
+    )]
     Discarded,
     /// The node is stopping: **a proposal that was under way may or may not be carried out**.
     #[error("the node is stopping: the outcome of proposals under way is unknown")]
@@ -118,6 +120,16 @@ struct Batch {
     term: u64,
     results: Results,
     askers: VecDeque<Asker>,
+    /// Something of it was not taken.
+    refused: bool,
+}
+
+/// What has become of a batch.
+enum BatchEnd {
+    Taken,
+    Refused,
+    /// Consensus has stopped.
+    Stopped,
 }
 
 /// What the batcher works with.
@@ -164,11 +176,8 @@ pub(crate) fn batcher(config: &Config, parts: Parts) -> (Proposals, Forwarded, B
     };
     let proposals =
         Proposals { queue: sender, queued_bytes: Arc::clone(&queued_bytes), limits, shared: Arc::clone(&shared) };
-    let forwarded = Forwarded {
-        queue: forwarded,
-        leadership: leadership.clone(),
-        command_bytes_max: config.command_bytes_max,
-    };
+    let forwarded =
+        Forwarded { queue: forwarded, leadership: leadership.clone(), command_bytes_max: config.command_bytes_max };
     let batcher = Batcher {
         queue,
         again,
@@ -219,12 +228,7 @@ impl Forwarded {
     /// Takes a batch of another member, all or none.
     ///
     /// Invariant: a proposal that is not taken here, or is refused later, is in no log; its origin may propose it again.
-    pub(crate) fn accept(
-        &self,
-        from: u64,
-        payloads: Vec<Bytes>,
-        refused: RefusedSender,
-    ) -> Result<(), ForwardRefusal> {
+    pub(crate) fn accept(&self, from: u64, payloads: Vec<Bytes>, refused: RefusedSender) -> Result<(), ForwardRefusal> {
         let Leader::Here { term } = self.leadership.now() else { return Err(ForwardRefusal::NotLeader) };
         for payload in &payloads {
             match Stamp::read(payload) {
@@ -264,9 +268,12 @@ impl Batcher {
             let pause = self.not_before;
             tokio::select! {
                 biased;
-                alive = Self::answer_next(&mut self.in_flight, &self.waiting, &self.shared), if !self.in_flight.is_empty() => {
-                    if !alive {
-                        break;
+                end = Self::answer_next(&mut self.in_flight, &self.waiting, &self.shared), if !self.in_flight.is_empty() => {
+                    match end {
+                        BatchEnd::Taken => {}
+                        // A leader that has lost touch with its majority takes nothing until it has found it again.
+                        BatchEnd::Refused => self.not_before = Some(Instant::now() + REFUSED_PAUSE),
+                        BatchEnd::Stopped => break,
                     }
                     // Those just answered, and requests that have arrived meanwhile, get into the next batch.
                     tokio::task::yield_now().await;
@@ -306,7 +313,11 @@ impl Batcher {
             Leader::Here { .. } => {
                 let room = self.in_flight.len() < self.config.batches_in_flight_max;
                 if room && self.fill() {
-                    return if self.propose(None).await { Ok(self.in_flight.len() < self.config.batches_in_flight_max) } else { Err(()) };
+                    return if self.propose(None).await {
+                        Ok(self.in_flight.len() < self.config.batches_in_flight_max)
+                    } else {
+                        Err(())
+                    };
                 }
                 Ok(room)
             }
@@ -435,7 +446,7 @@ impl Batcher {
         }
         match self.raft.client_write_many(commands).await {
             Ok(results) => {
-                self.in_flight.push_back(Batch { term, results, askers });
+                self.in_flight.push_back(Batch { term, results, askers, refused: false });
                 true
             }
             Err(error) => {
@@ -445,9 +456,9 @@ impl Batcher {
         }
     }
 
-    /// Waits for the oldest batch. Those that consensus did not take are proposed again. Whether consensus still runs.
-    async fn answer_next(in_flight: &mut VecDeque<Batch>, waiting: &Waiting, shared: &Shared) -> bool {
-        let Some(batch) = in_flight.front_mut() else { return true };
+    /// Waits for the oldest batch. Those that consensus did not take are proposed again.
+    async fn answer_next(in_flight: &mut VecDeque<Batch>, waiting: &Waiting, shared: &Shared) -> BatchEnd {
+        let Some(batch) = in_flight.front_mut() else { return BatchEnd::Taken };
         while let Some(asker) = batch.askers.front() {
             match batch.results.next().await {
                 // The state machine has answered, or the log will decide: see `waiting`.
@@ -456,20 +467,24 @@ impl Batcher {
                     ClientWriteError::ForwardToLeader(_)
                     | ClientWriteError::ChangeMembershipError(_)
                     | ClientWriteError::PreconditionFailed(_),
-                ))) => match asker {
-                    Asker::Own(seq) => waiting.refused(batch.term, &[*seq]),
-                    Asker::Other(refused, seq) => refused.send(&[*seq]),
-                },
+                ))) => {
+                    batch.refused = true;
+                    match asker {
+                        Asker::Own(seq) => waiting.refused(batch.term, &[*seq]),
+                        Asker::Other(refused, seq) => refused.send(&[*seq]),
+                    }
+                }
                 Some(Err(error)) => {
                     note_fatal(shared, &error);
-                    return false;
+                    return BatchEnd::Stopped;
                 }
-                None => return false,
+                None => return BatchEnd::Stopped,
             }
             batch.askers.pop_front();
         }
+        let refused = batch.refused;
         in_flight.pop_front();
-        true
+        if refused { BatchEnd::Refused } else { BatchEnd::Taken }
     }
 
     /// Once in a while: who has gone is forgotten, who has waited for a leader for too long is told.

@@ -79,18 +79,9 @@ async fn a_bad_frame_after_the_greeting_ends_the_channel_and_is_counted() {
     let two = member(2).await;
     let mut expected = 0;
     for path in [serve::APPEND, serve::CONTROL, serve::FORWARD, serve::SNAPSHOT] {
-        let mut other_cluster = address();
-        other_cluster.cluster = 0xbad;
-        let mut other_sender = address();
-        other_sender.from = 9;
-        let mut other_receiver = address();
-        other_receiver.to = 9;
         let kind = if path == serve::APPEND { Kind::Append } else { Kind::Vote };
         let bad = [
             Bytes::from(vec![0xff; 64]),
-            encode(other_cluster, kind, 0, |_| {}),
-            encode(other_sender, kind, 0, |_| {}),
-            encode(other_receiver, kind, 0, |_| {}),
             encode(address(), kind, 0, |_| {}),
             encode(address(), Kind::Installed, 0, |_| {}),
         ];
@@ -104,6 +95,22 @@ async fn a_bad_frame_after_the_greeting_ends_the_channel_and_is_counted() {
         }
     }
     is_well(&two).await;
+}
+
+#[tokio::test]
+async fn a_call_in_somebody_elses_name_is_not_answered() {
+    let two = member(2).await;
+    *two.host.read_index.lock().unwrap() = Some(Ok(7));
+    let call = |address| encode(address, Kind::ReadIndex, 8, |out| out.extend_from_slice(&[0; 8]));
+    let others =
+        [Address { cluster: 0xbad, ..address() }, Address { from: 9, ..address() }, Address { to: 9, ..address() }];
+    for other in others {
+        let mut raw = Raw::greeted(&two, 1, serve::CONTROL).await;
+        raw.out.send(call(address())).await.unwrap();
+        assert_eq!(raw.next().await.kind, Kind::ReadAt);
+        raw.out.send(call(other)).await.unwrap();
+        assert!(raw.try_next().await.is_none(), "{other:?}");
+    }
 }
 
 #[tokio::test]

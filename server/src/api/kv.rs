@@ -25,10 +25,11 @@ pub(crate) async fn range(state: &State, message: RangeMessage) -> Result<Answer
     if !serializable {
         state.refuse_if_learner()?;
     }
-    state.refuse_if_corrupt()?;
     if !serializable {
         state.barrier().await?;
     }
+    // Not before: the barrier may have brought this member past the alarm.
+    state.refuse_if_corrupt()?;
     range::answer(state, request).await
 }
 
@@ -57,10 +58,10 @@ pub(crate) async fn txn(state: &State, message: TxnMessage) -> Result<Answer, Ap
 
 /// A transaction that cannot write is a read: it goes by the barrier, not through the log.
 async fn read_only_txn(state: &State, request: TxnRequest, serializable: bool) -> Result<Answer, ApiError> {
-    state.refuse_if_corrupt()?;
     if !serializable {
         state.barrier().await?;
     }
+    state.refuse_if_corrupt()?;
     let view = state.reads().kv().view();
     let revision = view.revision();
     let reply = if is_small(&request) {

@@ -61,8 +61,8 @@ pub(crate) async fn transfer_leadership(state: &State, message: TransferMessage)
 
 /// A fingerprint of everything: the state root, folded to 32 bits. (etcd's depends on its file format.)
 pub(crate) async fn hash(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer, ApiError> {
-    state.refuse_if_corrupt()?;
     state.barrier().await?;
+    state.refuse_if_corrupt()?;
     let reads = state.reads();
     let (revision, root) = (reads.kv().revision(), reads.applied().root);
     let hash = (0..4).fold(0, |hash, part| hash ^ (root >> (32 * part)) as u32);

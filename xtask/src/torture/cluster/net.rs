@@ -146,6 +146,20 @@ impl Network {
     }
 }
 
+impl Drop for Network {
+    fn drop(&mut self) {
+        if !self.namespaces {
+            return;
+        }
+        // Whatever is left ends with this process anyway; but another run in it needs the names.
+        let _ = self.mend();
+        for slot in 0..self.addresses.len() {
+            let _ = run::captured(Command::new("ip").args(["link", "del", &format!("v{slot}")]));
+            let _ = run::captured(Command::new("ip").args(["netns", "del", &name(slot)]));
+        }
+    }
+}
+
 fn name(slot: usize) -> String {
     format!("n{slot}")
 }

@@ -177,6 +177,7 @@ impl Node {
             shared: Arc::clone(&shared),
             live: Arc::clone(&live),
             removed: Arc::clone(&removed),
+            twin: Mutex::default(),
         }));
         let election_timeout = Duration::from_millis(config.election_ms);
         tokio::spawn(policy::run(config, raft.clone(), Arc::clone(&shared), raised(stop.subscribe())));

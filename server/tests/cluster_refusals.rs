@@ -186,3 +186,31 @@ fn joining_as_nobody_or_beside_the_truth_is_refused() {
     cluster.run(at, process);
     cluster.members[at].process().ready();
 }
+
+/// The copy speaks with the member's name and the UUID of its directory, but has less than the member has acknowledged.
+#[test]
+fn a_copied_directory_is_refused_while_the_member_runs() {
+    let mut cluster = Cluster::start(3);
+    cluster.node(0).put("k", "v");
+    let at = cluster.follower();
+    cluster.wait_level(at);
+    cluster.stop(at);
+    let copied = cluster.root.path().join("copy");
+    copy(&cluster.members[at].data, &copied);
+    cluster.restart(at);
+    for number in 0..50 {
+        cluster.node(at).put("k", &number.to_string());
+    }
+    cluster.wait_level(at);
+    let ports = common::cluster::free_ports(2);
+    let ended = cluster
+        .launch(at)
+        .arg(&format!("--data-dir={}", copied.display()))
+        .arg(&format!("--listen-client-urls=http://127.0.0.1:{}", ports[0]))
+        .arg(&format!("--listen-peer-urls=http://127.0.0.1:{}", ports[1]))
+        .run();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("acknowledged"), "{}", ended.stderr);
+    assert_eq!(cluster.node(at).put("k", "goes on"), 53);
+    cluster.same_state();
+}

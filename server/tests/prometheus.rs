@@ -4,6 +4,7 @@
 //! PATH; without them the tests say so and pass.
 #![allow(clippy::unwrap_used, dead_code)]
 
+mod common;
 #[path = "differential/http.rs"]
 mod http;
 #[path = "differential/servers.rs"]
@@ -56,6 +57,25 @@ fn promtool_finds_nothing_to_complain_about() {
     work(&mut client);
     let metrics = client.send(&Request { method: "GET", path: "/metrics".to_owned(), body: Vec::new() });
     assert_eq!(metrics.status, 200);
+    check(&promtool, &metrics.body);
+}
+
+#[test]
+fn promtool_finds_nothing_to_complain_about_in_a_cluster() {
+    let Some(promtool) = find("TALLY_TEST_PROMTOOL", "promtool") else { return };
+    let mut cluster = common::cluster::Cluster::start(3);
+    let (learner, id) = cluster.join_learner();
+    let asked = cluster.leader();
+    let body = serde_json::json!({"ID": id});
+    common::cluster::eventually_ok(cluster.node(asked), "/v3/cluster/member/promote", &body);
+    for at in [asked, learner] {
+        let metrics = cluster.node(at).get("/metrics").body;
+        assert!(metrics.contains("etcd_network_peer_round_trip_time_seconds_bucket{"), "{metrics}");
+        check(&promtool, metrics.as_bytes());
+    }
+}
+
+fn check(promtool: &Path, metrics: &[u8]) {
     let mut child = Command::new(promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -63,7 +83,7 @@ fn promtool_finds_nothing_to_complain_about() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(&metrics.body).unwrap();
+    child.stdin.take().unwrap().write_all(metrics).unwrap();
     let output = child.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));

@@ -1,8 +1,9 @@
 //! What requests of peers are answered from.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -34,6 +35,7 @@ pub(crate) struct Inside {
     pub(crate) shared: Arc<Shared>,
     pub(crate) live: SharedLive,
     pub(crate) removed: RemovedSignal,
+    pub(crate) twin: Told,
 }
 
 /// The members of a membership.
@@ -50,6 +52,30 @@ pub(crate) fn applied_members(live: &SharedLive) -> Vec<PeerMember> {
     let applied = live.load().reads.applied();
     // The state machine read the same bytes when it was opened, or wrote them.
     decode_in_force(&applied.membership).map(|stored| peer_members(stored.membership())).unwrap_or_default()
+}
+
+/// A process that has just been started in place of one that ended is taken for a twin for a moment. One that hears so
+/// for longer, and never of a leader meanwhile, is one.
+const TWIN_AFTER: Duration = Duration::from_secs(10);
+
+/// Since when this process has been told that another one runs as this member, and when it was told so last.
+pub(crate) type Told = Mutex<Option<(Instant, Instant)>>;
+
+impl Inside {
+    fn told_of_twin(&self, by: u64) {
+        let now = Instant::now();
+        let mut told = self.twin.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = |(_, last): &(Instant, Instant)| now.duration_since(*last) < TWIN_AFTER;
+        let since = told.filter(lately).map_or(now, |(since, _)| since);
+        if self.leadership.now() != Leader::Nobody {
+            *told = None;
+            return;
+        }
+        *told = Some((since, now));
+        if now.duration_since(since) >= TWIN_AFTER {
+            drop(self.shared.fatal.set(FatalError::Refused { by, reason: Verdict::Twin.to_string() }));
+        }
+    }
 }
 
 impl Host for Inside {
@@ -87,6 +113,7 @@ impl Host for Inside {
                 let reason = verdict.to_string();
                 drop(self.shared.fatal.set(FatalError::Refused { by, reason }));
             }
+            Verdict::Twin => self.told_of_twin(by),
             // Configured wrongly on one side or the other, which may be mended while this runs.
             Verdict::WrongCluster { .. } | Verdict::WrongReceiver { .. } | Verdict::Version { .. } => {}
         }

@@ -152,7 +152,7 @@ async fn open_one(net: &Net, peer: &Arc<Peer>, url: &str, path: &'static str) ->
         Greeting::Hello(from, _) if from != peer.id => {
             Err(Verdict::WrongReceiver { member: net.inner.local.member_id })
         }
-        Greeting::Hello(_, hello) => hello.check(&*host, peer),
+        Greeting::Hello(_, hello) => hello.check(net, &*host, peer),
     };
     if let Err(verdict) = refusal {
         net.inner.complaints.make(Complaint::Refused, peer.id, &verdict);

@@ -65,6 +65,11 @@ pub(crate) enum Verdict {
         /// The last entry of its log.
         found: u64,
     },
+    /// Another process speaks for this member.
+    #[error(
+        "another process runs as this member, with a copy of its data directory: stop one of the two, and delete its          directory"
+    )]
+    Twin,
     /// The programs have no version of the frames in common.
     #[error("the other member speaks version {supported} of the peer protocol: run programs of adjacent versions")]
     Version {
@@ -82,6 +87,7 @@ impl Verdict {
             Verdict::DirectoryReplaced => (4, 0, 0),
             Verdict::Behind { acked, found } => (5, acked, found),
             Verdict::Version { supported } => (6, supported.into(), 0),
+            Verdict::Twin => (7, 0, 0),
         }
     }
 
@@ -94,6 +100,7 @@ impl Verdict {
             (4, ..) => Ok(Verdict::DirectoryReplaced),
             (5, acked, found) => Ok(Verdict::Behind { acked, found }),
             (6, supported, _) => Ok(Verdict::Version { supported: u8::try_from(supported).unwrap_or(u8::MAX) }),
+            (7, ..) => Ok(Verdict::Twin),
             _ => Err(input.malformed("a verdict that this program does not know")),
         }
     }
@@ -136,8 +143,12 @@ impl Hello {
     }
 
     /// Whether its sender may take part. What it says about itself is remembered only if so.
-    pub(super) fn check(&self, host: &dyn Host, peer: &Peer) -> Result<(), Verdict> {
+    pub(super) fn check(&self, net: &Net, host: &dyn Host, peer: &Peer) -> Result<(), Verdict> {
         self.check_standing(host, peer)?;
+        // As long as it takes to be sure that a process is gone; the one that replaces it tries again meanwhile.
+        if !peer.admits(self.start_id, net.inner.config.connect_timeout) {
+            return Err(Verdict::Twin);
+        }
         let (acked, found) = (peer.kept(), self.last);
         if found < acked {
             return Err(Verdict::Behind { acked, found });

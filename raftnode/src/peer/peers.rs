@@ -36,6 +36,8 @@ struct State {
     pause: Duration,
     not_before: Option<Instant>,
     last_contact: Option<Instant>,
+    /// The start id of the process that speaks for it.
+    process: Option<u64>,
 }
 
 impl Peer {
@@ -121,6 +123,18 @@ impl Peer {
 
     pub(super) fn last_contact(&self) -> Option<Instant> {
         self.lock().last_contact
+    }
+
+    /// Whether this process may speak for it: not while another one has spoken for it within `window`. Two processes with
+    /// copies of one data directory would vote twice in one term.
+    pub(super) fn admits(&self, start_id: u64, window: Duration) -> bool {
+        let mut state = self.lock();
+        let another = state.process.is_some_and(|known| known != start_id);
+        if another && state.last_contact.is_some_and(|at| at.elapsed() < window) {
+            return false;
+        }
+        state.process = Some(start_id);
+        true
     }
 
     /// Remembers that its log holds, durably, committed entries up to `index`.

@@ -155,7 +155,7 @@ impl Served {
             }
         };
         let (peer, address) = (net.caller(from), net.address_to(from));
-        if let Err(verdict) = hello.check(&*host, &peer) {
+        if let Err(verdict) = hello.check(net, &*host, &peer) {
             refuse(net, &out, from, verdict);
             return None;
         }

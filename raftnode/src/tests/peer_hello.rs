@@ -1,6 +1,7 @@
 //! Who may take part: every verdict, in both directions, and what the one that is refused hears.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use openraft::network::RPCOption;
@@ -145,4 +146,16 @@ async fn what_a_follower_has_acknowledged_it_must_never_lack_again() {
     follower.host.log_cut.store(20, Ordering::Relaxed);
     let Err(error) = leader.net.open_forward(follower.id).await else { panic!("it is refused") };
     assert!(error.to_string().contains("an older copy of its data directory"), "{error}");
+}
+
+#[test]
+fn two_processes_with_copies_of_one_directory_are_not_both_believed() {
+    let peer = super::super::peers::Peer::new(2, None);
+    let window = Duration::from_secs(3_600);
+    assert!(peer.admits(1, window), "the first that speaks");
+    assert!(peer.admits(2, window), "nothing but its greeting has come from the first");
+    peer.heard(1);
+    assert!(!peer.admits(1, window), "the second is alive");
+    assert!(peer.admits(2, window));
+    assert!(peer.admits(1, Duration::ZERO), "the second has been silent for long enough");
 }

@@ -198,7 +198,11 @@ fn measure(setup: &Setup, row: &str, kind: Kind, binary: &Path, round: usize) ->
 fn page(setup: &Setup, machine: &[String], results: &Results, took: Duration) -> Result<String> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let mut out = format!("# {}\n\nWritten by `cargo xtask bench`; do not edit.\n\n", setup.suite.title);
-    out += &format!("Command: `cargo xtask {}` ({:.0} minutes)\n\n", words.join(" "), took.as_secs_f64() / 60.0);
+    // Reports are committed, and say nothing of one machine's home directory.
+    let home = std::env::var("HOME").unwrap_or_default();
+    let command = words.join(" ");
+    let command = if home.len() > 1 { command.replace(&home, "~") } else { command };
+    out += &format!("Command: `cargo xtask {command}` ({:.0} minutes)\n\n", took.as_secs_f64() / 60.0);
     for (kind, binary) in &setup.servers {
         let version = run::captured(Command::new(binary).arg("--version"))?;
         out += &format!("- {}: {}\n", kind.name(), version.lines().next().unwrap_or("unknown version"));

@@ -270,24 +270,34 @@ pub(crate) struct IndexSource {
 }
 
 impl IndexSource {
+    /// Asks this leader once. A late answer to an attempt that was given up is never taken for the answer to another one.
+    async fn ask(&self, leader: Leader) -> Result<u64, Attempt> {
+        match leader {
+            Leader::Nobody => Err(Attempt::Again(BarrierError::NoLeader)),
+            Leader::Here { .. } => local_index(&self.raft).await,
+            Leader::There { id, .. } => match self.net.read_index(id).await {
+                Ok(Ok(index)) => Ok(index),
+                Ok(Err(_)) | Err(_) => Err(Attempt::Again(BarrierError::NoQuorum)),
+            },
+        }
+    }
+
     /// An index that a quorum round which begins now has confirmed.
     async fn read_index(mut self) -> Confirmed {
         let began = Instant::now();
         let deadline = began + self.timeout;
         let result = loop {
             let leader = self.leadership.now();
-            let error = match leader {
-                Leader::Nobody => BarrierError::NoLeader,
-                Leader::Here { .. } => match local_index(&self.raft).await {
+            let mut watched = self.leadership.clone();
+            // A leader that steps down may never answer what it was asked before: nothing is lost by asking the next one.
+            let error = tokio::select! {
+                biased;
+                attempt = self.ask(leader) => match attempt {
                     Ok(index) => break Ok(index),
-                    Err(Some(stopped)) => break Err(stopped),
-                    Err(None) => BarrierError::NoQuorum,
+                    Err(Attempt::Final(error)) => break Err(error),
+                    Err(Attempt::Again(error)) => error,
                 },
-                // A late answer to a call that was given up is never taken for the answer to this one.
-                Leader::There { id, .. } => match self.net.read_index(id).await {
-                    Ok(Ok(index)) => break Ok(index),
-                    Ok(Err(_)) | Err(_) => BarrierError::NoQuorum,
-                },
+                _ = watched.other(leader) => BarrierError::NoLeader,
             };
             if !self.leadership.retry(leader, deadline).await {
                 break Err(error);
@@ -302,13 +312,21 @@ impl IndexSource {
     }
 }
 
+/// Why one attempt got no index.
+enum Attempt {
+    /// It may be had later, or from somebody else.
+    Again(BarrierError),
+    /// It will not be had.
+    Final(BarrierError),
+}
+
 /// Confirms this member's leadership by a quorum round that begins now; the index that a read has to see.
-async fn local_index(raft: &RaftHandle) -> Result<u64, Option<BarrierError>> {
+async fn local_index(raft: &RaftHandle) -> Result<u64, Attempt> {
     match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
         Ok(linearizer) => Ok(log_index(linearizer.read_log_id().index())),
         Err(RaftError::APIError(
             LinearizableReadError::ForwardToLeader(_) | LinearizableReadError::QuorumNotEnough(_),
-        )) => Err(None),
-        Err(RaftError::Fatal(_)) => Err(Some(BarrierError::Stopped)),
+        )) => Err(Attempt::Again(BarrierError::NoQuorum)),
+        Err(RaftError::Fatal(_)) => Err(Attempt::Final(BarrierError::Stopped)),
     }
 }

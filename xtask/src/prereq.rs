@@ -83,6 +83,14 @@ pub(crate) fn ensure_apt_lists() -> Result<()> {
     }
 }
 
+/// Makes sure that the torture of clusters can cut and slow links between nodes: in network namespaces, with `ip`.
+pub(crate) fn ensure_network_tools() -> Result<()> {
+    let needed = [("ip", "iproute2"), ("unshare", "util-linux")];
+    let missing: Vec<&str> =
+        needed.iter().filter(|(tool, _)| run::on_path(tool).is_none()).map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
 /// Whether a directory holds package indexes.
 fn has_package_lists(dir: &Path) -> bool {
     fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| is_package_list(&entry.file_name().to_string_lossy()))

@@ -29,6 +29,9 @@ pub(crate) fn run() -> Result<()> {
     if let Err(error) = prereq::ensure_apt_lists() {
         println!("test: {error}; the test with Debian's package index will be skipped");
     }
+    if let Err(error) = prereq::ensure_network_tools() {
+        println!("test: {error}; clusters will be tortured without partitions");
+    }
     let peers = peers::ensure();
     let mut totals = Totals::default();
     let mut steps: Vec<(&str, Duration, Result<()>)> = Vec::new();

@@ -145,13 +145,14 @@ impl Hello {
     /// Whether its sender may take part. What it says about itself is remembered only if so.
     pub(super) fn check(&self, net: &Net, host: &dyn Host, peer: &Peer) -> Result<(), Verdict> {
         self.check_standing(host, peer)?;
+        // A process cannot fall behind itself: its greeting may only be older than what it has acknowledged since.
+        let (acked, found) = (peer.kept(), self.last);
+        if found < acked && !peer.is_process(self.start_id) {
+            return Err(Verdict::Behind { acked, found });
+        }
         // As long as it takes to be sure that a process is gone; the one that replaces it tries again meanwhile.
         if !peer.admits(self.start_id, net.inner.config.connect_timeout) {
             return Err(Verdict::Twin);
-        }
-        let (acked, found) = (peer.kept(), self.last);
-        if found < acked {
-            return Err(Verdict::Behind { acked, found });
         }
         peer.keeps(self.applied);
         Ok(())

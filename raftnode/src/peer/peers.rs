@@ -125,6 +125,11 @@ impl Peer {
         self.lock().last_contact
     }
 
+    /// Whether this is the process that speaks for it.
+    pub(super) fn is_process(&self, start_id: u64) -> bool {
+        self.lock().process == Some(start_id)
+    }
+
     /// Whether this process may speak for it: not while another one has spoken for it within `window`. Two processes with
     /// copies of one data directory would vote twice in one term.
     pub(super) fn admits(&self, start_id: u64, window: Duration) -> bool {

@@ -110,7 +110,8 @@ impl Node {
         let Started { raft, net, shared, waiting, again, log, machine, live, lock } = start(&config, storage).await?;
         let member_id = config.member_id;
         let (stop_proposals, stop) = (watch::Sender::new(false), watch::Sender::new(false));
-        let leadership = Leadership::follow(&raft, member_id);
+        let election_timeout = Duration::from_millis(config.election_ms);
+        let leadership = Leadership::follow(&raft, net.clone(), member_id, election_timeout);
         let timeout = Duration::from_millis(config.request_timeout_ms);
         let parts = Parts {
             raft: raft.clone(),
@@ -138,6 +139,7 @@ impl Node {
         let follower = Follower {
             status: status_sender,
             raft: raft.clone(),
+            leadership: leadership.clone(),
             member_id,
             shared: Arc::clone(&shared),
             net: net.clone(),
@@ -179,7 +181,6 @@ impl Node {
             removed: Arc::clone(&removed),
             twin: Mutex::default(),
         }));
-        let election_timeout = Duration::from_millis(config.election_ms);
         tokio::spawn(policy::run(config, raft.clone(), Arc::clone(&shared), raised(stop.subscribe())));
         let inner = Inner {
             member_id,

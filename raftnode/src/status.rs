@@ -8,6 +8,7 @@ use openraft::metrics::RaftServerMetrics;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::cluster::{Leader, Leadership};
 use crate::entry::MembershipView;
 use crate::fatal::FatalError;
 use crate::node::RaftHandle;
@@ -37,17 +38,22 @@ pub struct Status {
     pub progress: Progress,
     /// Why the node has failed, if it has.
     pub fatal: Option<FatalError>,
+    /// The term of the leader seen last.
+    led: Option<u64>,
 }
 
 impl Status {
-    fn update(&mut self, server: &RaftServerMetrics<TypeConfig>, member_id: u64) {
-        let leader = server.current_leader;
-        if leader.is_some() && leader != self.leader {
+    fn update(&mut self, server: &RaftServerMetrics<TypeConfig>, leader: Leader, member_id: u64) {
+        self.term = server.vote.leader_id().term;
+        self.leader = leader.id(member_id);
+        self.is_leader = matches!(leader, Leader::Here { .. });
+        // A leader that was out of reach for a while is not another one.
+        if let Leader::Here { term } | Leader::There { term, .. } = leader
+            && self.led != Some(term)
+        {
+            self.led = Some(term);
             self.leader_changes += 1;
         }
-        self.leader = leader;
-        self.term = server.vote.leader_id().term;
-        self.is_leader = leader == Some(member_id) && server.vote.is_committed();
         self.is_learner = server.state.is_learner();
         self.membership = MembershipView::new(server.membership_config.membership());
     }
@@ -89,6 +95,7 @@ fn tell_addresses(net: &Net, server: &RaftServerMetrics<TypeConfig>) {
 pub(crate) struct Follower {
     pub(crate) status: watch::Sender<Status>,
     pub(crate) raft: RaftHandle,
+    pub(crate) leadership: Leadership,
     pub(crate) member_id: u64,
     pub(crate) shared: Arc<Shared>,
     pub(crate) net: Net,
@@ -97,7 +104,7 @@ pub(crate) struct Follower {
 
 /// Keeps `status` true until `stop` resolves, and makes a consensus that stopped by itself fatal.
 pub(crate) async fn run(follower: Follower, stop: impl Future<Output = ()>) {
-    let Follower { status, raft, member_id, shared, net, removed } = follower;
+    let Follower { status, raft, mut leadership, member_id, shared, net, removed } = follower;
     let mut belonging = Belonging { member_id, was_member: false, removed };
     let fatal = shared.fatal.wait();
     tokio::pin!(stop, fatal);
@@ -105,7 +112,8 @@ pub(crate) async fn run(follower: Follower, stop: impl Future<Output = ()>) {
     let mut ticks = interval(COUNTER_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let seen = server.borrow_watched().clone();
-    status.send_modify(|status| status.update(&seen, member_id));
+    let mut leader = leadership.now();
+    status.send_modify(|status| status.update(&seen, leader, member_id));
     tell_addresses(&net, &seen);
     belonging.update(&seen);
     loop {
@@ -126,9 +134,14 @@ pub(crate) async fn run(follower: Follower, stop: impl Future<Output = ()>) {
                 tell_addresses(&net, &seen);
                 belonging.update(&seen);
                 status.send_modify(|status| {
-                    status.update(&seen, member_id);
+                    status.update(&seen, leader, member_id);
                     status.progress = shared.progress();
                 });
+            }
+            other = leadership.other(leader) => {
+                leader = other;
+                let seen = server.borrow_watched().clone();
+                status.send_modify(|status| status.update(&seen, leader, member_id));
             }
             _ = ticks.tick() => {
                 let progress = shared.progress();

@@ -139,11 +139,7 @@ impl Host for Inside {
         let (records, removed) = (reads.members(), reads.removed_members().to_vec());
         let name = |id: u64| records.iter().find(|record| record.id == id).map(|record| record.name.clone());
         let members = applied_members(&self.live);
-        let leader = match self.leadership.now() {
-            Leader::Nobody => None,
-            Leader::Here { .. } => Some(self.member_id),
-            Leader::There { id, .. } => Some(id),
-        };
+        let leader = self.leadership.now().id(self.member_id);
         let members = members.into_iter().map(|member| {
             let name = name(member.id).unwrap_or_default();
             (member, name)

@@ -5,13 +5,17 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::RaftServerMetrics;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::node::RaftHandle;
+use crate::peer::Net;
 use crate::types::TypeConfig;
 
 /// How soon somebody who was told "not here" by a leader looks again, when nothing has changed meanwhile.
 const RETRY: Duration = Duration::from_millis(10);
+
+/// How often it is looked whether the leader still is one.
+const LOOKS_PER_ELECTION: u32 = 10;
 
 /// Who leads at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +38,7 @@ pub(crate) enum Leader {
 }
 
 impl Leader {
-    pub(crate) fn from_metrics(server: &RaftServerMetrics<TypeConfig>, member_id: u64) -> Leader {
+    fn from_metrics(server: &RaftServerMetrics<TypeConfig>, member_id: u64) -> Leader {
         let term = server.vote.leader_id().term;
         match server.current_leader {
             None => Leader::Nobody,
@@ -42,6 +46,48 @@ impl Leader {
             Some(id) if id == member_id => Leader::Here { term },
             Some(id) => Leader::There { id, term },
         }
+    }
+
+    /// Which member leads.
+    pub(crate) fn id(self, member_id: u64) -> Option<u64> {
+        match self {
+            Leader::Nobody => None,
+            Leader::Here { .. } => Some(member_id),
+            Leader::There { id, .. } => Some(id),
+        }
+    }
+}
+
+/// Finds out whether a leader still is one.
+///
+/// Consensus names the last leader until there is another one, and a leader that is cut off goes on to be it. So whoever
+/// has heard nothing of it for an election timeout, or leads and has heard of no majority, takes it that nobody leads:
+/// who asks is told so, and what is proposed waits.
+struct Pulse {
+    member_id: u64,
+    net: Net,
+    election: Duration,
+    /// The leader that consensus names, and since when.
+    named: (Leader, Instant),
+}
+
+impl Pulse {
+    fn leader(&mut self, server: &RaftServerMetrics<TypeConfig>) -> Leader {
+        let named = Leader::from_metrics(server, self.member_id);
+        if named != self.named.0 {
+            self.named = (named, Instant::now());
+        }
+        let fresh = self.named.1.elapsed() < self.election;
+        let heard = |id: u64| self.net.last_contact(id).is_some_and(|at| at.elapsed() < self.election);
+        let alive = match named {
+            Leader::Nobody => true,
+            Leader::There { id, .. } => heard(id),
+            Leader::Here { .. } => server.membership_config.membership().get_joint_config().iter().all(|voters| {
+                let heard = voters.iter().filter(|id| **id == self.member_id || heard(**id));
+                heard.count() > voters.len() / 2
+            }),
+        };
+        if alive || fresh { named } else { Leader::Nobody }
     }
 }
 
@@ -53,13 +99,20 @@ pub(crate) struct Leadership {
 
 impl Leadership {
     /// Starts following; ends with consensus.
-    pub(crate) fn follow(raft: &RaftHandle, member_id: u64) -> Leadership {
+    pub(crate) fn follow(raft: &RaftHandle, net: Net, member_id: u64, election: Duration) -> Leadership {
         let mut server = raft.server_metrics();
-        let first = Leader::from_metrics(&server.borrow_watched(), member_id);
+        let mut pulse = Pulse { member_id, net, election, named: (Leader::Nobody, Instant::now()) };
+        let first = pulse.leader(&server.borrow_watched());
         let (sender, watched) = watch::channel(first);
         tokio::spawn(async move {
-            while !sender.is_closed() && server.changed().await.is_ok() {
-                let leader = Leader::from_metrics(&server.borrow_watched(), member_id);
+            let mut ticks = interval(election / LOOKS_PER_ELECTION);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while !sender.is_closed() {
+                tokio::select! {
+                    changed = server.changed() => if changed.is_err() { return },
+                    _ = ticks.tick() => {}
+                }
+                let leader = pulse.leader(&server.borrow_watched());
                 sender.send_if_modified(|known| std::mem::replace(known, leader) != leader);
             }
         });

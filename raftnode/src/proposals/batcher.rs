@@ -36,7 +36,7 @@ use crate::types::TypeConfig;
 /// Batches of other members that wait for this one to propose them. More are refused.
 const FORWARDED_BATCHES_MAX: usize = 256;
 /// How often proposals that nobody waits for are forgotten, and those without a leader for too long are answered.
-const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Pause after a leader took nothing, unless leadership changes before.
 const REFUSED_PAUSE: Duration = Duration::from_millis(5);
 
@@ -154,8 +154,6 @@ pub(crate) struct Batcher {
     forwarder: Forwarder,
     /// Nothing is handed over before this: a leader has just refused everything.
     not_before: Option<Instant>,
-    /// Since when there is no leader.
-    leaderless: Option<Instant>,
     config: Config,
     raft: RaftHandle,
     leadership: Leadership,
@@ -187,7 +185,6 @@ pub(crate) fn batcher(config: &Config, parts: Parts) -> (Proposals, Forwarded, B
         in_flight: VecDeque::new(),
         forwarder: Forwarder::new(net),
         not_before: None,
-        leaderless: None,
         config: config.clone(),
         raft,
         leadership,
@@ -487,19 +484,24 @@ impl Batcher {
         if refused { BatchEnd::Refused } else { BatchEnd::Taken }
     }
 
-    /// Once in a while: who has gone is forgotten, who has waited for a leader for too long is told.
+    /// Once in a while: who has gone is forgotten, and who has waited for a leader for too long is told, before whoever
+    /// asked gives up by itself without knowing that nothing will come of it.
     fn sweep(&mut self) {
         self.waiting.forget_abandoned();
-        if self.leadership.now() != Leader::Nobody {
-            self.leaderless = None;
+        if matches!(self.leadership.now(), Leader::Here { .. }) {
             return;
         }
-        let since = *self.leaderless.get_or_insert_with(Instant::now);
-        if since.elapsed() >= Duration::from_millis(self.config.request_timeout_ms) {
-            while let Ok(unsent) = self.queue.try_recv() {
+        while let Ok(unsent) = self.queue.try_recv() {
+            self.taken.push_back(unsent);
+        }
+        let limit = Duration::from_millis(self.config.request_timeout_ms).saturating_sub(2 * SWEEP_INTERVAL);
+        for unsent in std::mem::take(&mut self.taken) {
+            if unsent.age() < limit {
                 self.taken.push_back(unsent);
+            } else {
+                self.queued_bytes.fetch_sub(unsent.bytes() as u64, Ordering::Relaxed);
+                answer(&self.shared, unsent, Err(ProposeError::NoLeader));
             }
-            self.refuse_taken(&ProposeError::NoLeader);
         }
     }
 

@@ -13,6 +13,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tally_apply::Outcome;
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +28,8 @@ pub(crate) type Answer = Result<Outcome, ProposeError>;
 pub(crate) struct Unsent {
     command: Form,
     answer: oneshot::Sender<Answer>,
+    /// When it was submitted.
+    since: Instant,
 }
 
 enum Form {
@@ -38,7 +41,7 @@ enum Form {
 
 impl Unsent {
     pub(crate) fn new(command: EncodedCommand, answer: oneshot::Sender<Answer>) -> Unsent {
-        Unsent { command: Form::New(command), answer }
+        Unsent { command: Form::New(command), answer, since: Instant::now() }
     }
 
     /// Bytes it takes in the log.
@@ -47,6 +50,11 @@ impl Unsent {
             Form::New(command) => command.bytes(),
             Form::Again(payload, _) => payload.as_bytes().len(),
         }
+    }
+
+    /// How long it has waited for its outcome.
+    pub(crate) fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// Nobody waits for it any more. As no leader has it, it need not be carried out either.
@@ -60,6 +68,7 @@ struct Sent {
     payload: LogPayload,
     stamp: Stamp,
     answer: oneshot::Sender<Answer>,
+    since: Instant,
 }
 
 struct Table {
@@ -103,7 +112,7 @@ impl Waiting {
         if term < table.term {
             return Err(unsent);
         }
-        let payloads = unsent.into_iter().map(|Unsent { command, answer }| {
+        let payloads = unsent.into_iter().map(|Unsent { command, answer, since }| {
             let (stamp, payload) = match command {
                 Form::New(command) => {
                     let stamp = Stamp { origin: self.origin, seq: table.next, term };
@@ -115,7 +124,7 @@ impl Waiting {
                     (stamp, payload.restamped(stamp))
                 }
             };
-            table.sent.insert(stamp.seq, Sent { payload: payload.clone(), stamp, answer });
+            table.sent.insert(stamp.seq, Sent { payload: payload.clone(), stamp, answer, since });
             payload
         });
         Ok(payloads.collect())
@@ -190,7 +199,7 @@ impl Waiting {
     }
 
     fn again(&self, sent: Sent) {
-        let unsent = Unsent { command: Form::Again(sent.payload, sent.stamp), answer: sent.answer };
+        let unsent = Unsent { command: Form::Again(sent.payload, sent.stamp), answer: sent.answer, since: sent.since };
         if let Err(mpsc::error::SendError(unsent)) = self.again.send(unsent) {
             answer(&self.shared, unsent, Err(stopped(&self.shared)));
         }

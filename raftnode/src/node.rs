@@ -13,7 +13,7 @@ use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::barrier::{Barrier, BarrierError, IndexSource};
-use crate::cluster::{self, Changes, Inside, Leader, Leadership, applied_members};
+use crate::cluster::{self, Changes, Inside, Leader, Leadership, effective_members};
 use crate::command::EncodedCommand;
 use crate::config::Config;
 use crate::fatal::FatalError;
@@ -245,9 +245,9 @@ impl Node {
         self.inner.barrier.join()
     }
 
-    /// The members, as of what is applied here.
+    /// The members, as of the last membership in this member's log; one that was just asked for may not be committed yet.
     pub fn members(&self) -> Vec<PeerMember> {
-        applied_members(&self.inner.live)
+        effective_members(&self.inner.raft)
     }
 
     /// Changes the membership. May be asked of any member; the leader carries it out, one change at a time. A change that

@@ -213,8 +213,8 @@ async fn row_33_two_snapshots_in_quick_succession() {
     }
     let level = cluster.level().await;
     for member in &mut cluster.0 {
+        eventually("nothing is left of what was sent and received", || received_files(member) == 0).await;
         member.stop().await;
-        assert_eq!(received_files(member), 0, "nothing is left of what was sent and received");
     }
     for member in &mut cluster.0 {
         member.start().await;

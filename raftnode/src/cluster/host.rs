@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use openraft::async_runtime::watch::WatchReceiver as _;
 
 use super::changes::Changes;
 use super::leadership::{Leader, Leadership};
 use crate::barrier::{Barrier, BarrierError};
-use crate::codec::decode_in_force;
 use crate::fatal::FatalError;
 use crate::member::{ClusterView, MemberChange, MemberError, PeerMember};
 use crate::node::RaftHandle;
@@ -47,11 +47,10 @@ pub(crate) fn peer_members(membership: &Membership) -> Vec<PeerMember> {
         .collect()
 }
 
-/// The membership in force, as applied here.
-pub(crate) fn applied_members(live: &SharedLive) -> Vec<PeerMember> {
-    let applied = live.load().reads.applied();
-    // The state machine read the same bytes when it was opened, or wrote them.
-    decode_in_force(&applied.membership).map(|stored| peer_members(stored.membership())).unwrap_or_default()
+/// The membership in force. That may be one which is not committed yet: a cluster of one that has added a second voter
+/// cannot commit that before the second one runs, which has to find itself among the members to start.
+pub(crate) fn effective_members(raft: &RaftHandle) -> Vec<PeerMember> {
+    peer_members(raft.server_metrics().borrow_watched().membership_config.membership())
 }
 
 /// A process that has just been started in place of one that ended is taken for a twin for a moment. One that hears so
@@ -138,7 +137,7 @@ impl Host for Inside {
         let reads = self.live.load().reads.clone();
         let (records, removed) = (reads.members(), reads.removed_members().to_vec());
         let name = |id: u64| records.iter().find(|record| record.id == id).map(|record| record.name.clone());
-        let members = applied_members(&self.live);
+        let members = effective_members(&self.raft);
         let leader = self.leadership.now().id(self.member_id);
         let members = members.into_iter().map(|member| {
             let name = name(member.id).unwrap_or_default();

@@ -6,6 +6,6 @@ mod leadership;
 mod transfer;
 
 pub(crate) use changes::Changes;
-pub(crate) use host::{Inside, applied_members};
+pub(crate) use host::{Inside, effective_members};
 pub(crate) use leadership::{Leader, Leadership};
 pub(crate) use transfer::{hand_over, successor};

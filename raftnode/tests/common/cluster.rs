@@ -13,8 +13,8 @@ use futures_util::{StreamExt, stream};
 use tally_apply::Outcome;
 use tally_backend::Applied;
 use tally_raftnode::{
-    Config, EncodedCommand, Founder, NetworkEvent, NetworkObserver, Node, OpenError, Storage, StorageOptions,
-    open_storage,
+    Config, EncodedCommand, Founder, NetworkEvent, NetworkObserver, Node, OpenError, ProposeError, Storage,
+    StorageOptions, open_storage,
 };
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -195,8 +195,19 @@ impl Member {
         self.node().reads().applied()
     }
 
+    /// Proposes until the outcome is known: a snapshot that a member installs may pass over what it has proposed, whose
+    /// outcome it then cannot know. So a command may be carried out twice.
     pub(crate) async fn propose(&self, command: impl Into<EncodedCommand>) -> Outcome {
-        within("a proposal", self.node().propose(command)).await.unwrap()
+        let command = command.into();
+        let known = async {
+            loop {
+                match self.node().propose(command.clone()).await {
+                    Err(ProposeError::Discarded) => {}
+                    outcome => return outcome.unwrap(),
+                }
+            }
+        };
+        within("a proposal", known).await
     }
 
     /// Waits until it has applied this entry.

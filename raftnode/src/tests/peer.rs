@@ -62,6 +62,8 @@ pub(super) const SOON: Duration = Duration::from_secs(30);
 pub(super) struct Double {
     pub(super) standing: Mutex<BTreeMap<u64, Standing>>,
     pub(super) read_index: Mutex<Option<Result<u64, BarrierError>>>,
+    /// How often a read index was asked for.
+    pub(super) asked: AtomicU64,
     pub(super) changed: Mutex<Option<Result<(), MemberError>>>,
     /// What was forwarded, with where to refuse it.
     pub(super) forwarded: Mutex<Vec<(u64, Vec<Bytes>, RefusedSender)>>,
@@ -97,6 +99,7 @@ impl Host for Double {
     }
 
     fn read_index(&self) -> BoxFuture<Result<u64, BarrierError>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         match self.read_index.lock().unwrap().clone() {
             Some(answer) => async move { answer }.boxed(),
             None => std::future::pending().boxed(),
@@ -193,6 +196,7 @@ pub(super) async fn member_with(id: u64, change: impl FnOnce(&mut Config, &mut N
     let host = Arc::new(Double {
         standing: Mutex::default(),
         read_index: Mutex::default(),
+        asked: AtomicU64::new(0),
         changed: Mutex::default(),
         forwarded: Mutex::default(),
         forward_refusal: Mutex::default(),

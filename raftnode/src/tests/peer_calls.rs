@@ -1,5 +1,6 @@
 //! Calls and forwarded batches: answers that come, that come late, that do not come, and that are somebody else's.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -87,8 +88,9 @@ async fn a_call_that_is_not_answered_is_unclear_and_one_that_did_not_leave_is_no
     assert_eq!(one.net.read_index(2).await.unwrap().unwrap(), 5);
     *two.host.read_index.lock().unwrap() = None;
     let (asking, net) = (one.net.read_index(2), two.net.clone());
+    let before = two.host.asked.load(Ordering::Relaxed);
     let closing = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        eventually("it is asked", || two.host.asked.load(Ordering::Relaxed) > before).await;
         net.close();
     };
     let (asked, ()) = tokio::join!(asking, closing);

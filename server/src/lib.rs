@@ -44,6 +44,7 @@ mod leadership;
 mod logging;
 mod metrics;
 mod preflight;
+mod proto;
 mod publish;
 mod roots;
 mod run;

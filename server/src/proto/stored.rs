@@ -9,7 +9,7 @@ use tally_mvcc::Record;
 macro_rules! encoded {
     ($(#[$docs:meta])* $name:ident) => {
         $(#[$docs])*
-        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
         pub(crate) struct $name(Bytes);
 
         impl Message for $name {

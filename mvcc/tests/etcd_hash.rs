@@ -7,7 +7,6 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -37,25 +36,43 @@ fn find() -> Option<PathBuf> {
     named.or_else(on_path).filter(|etcd| etcd.is_file() && etcd.with_file_name("etcdctl").is_file())
 }
 
+/// Lines of etcd's log that are shown if it does not come up.
+const LAST_WORDS: usize = 20;
+
+/// Starts etcd on ports that the kernel chooses; its log says which. Nobody connects to the peer URL that it claims.
 fn start(etcd: &Path) -> Etcd {
     let dir = tempfile::tempdir().unwrap();
-    let free = || format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
-    let (endpoint, peer) = (free(), free());
+    let (any, claimed) = ("http://127.0.0.1:0", "http://127.0.0.1:12380");
     let mut process = Command::new(etcd)
         .args(["--name", "one", "--logger", "zap", "--data-dir"])
         .arg(dir.path())
-        .args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("one={peer}")])
+        .args(["--listen-client-urls", any, "--advertise-client-urls", claimed])
+        .args(["--listen-peer-urls", any, "--initial-advertise-peer-urls", claimed])
+        .args(["--initial-cluster", &format!("one={claimed}")])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-    let ready = lines.by_ref().map_while(Result::ok).any(|line| line.contains("ready to serve client requests"));
-    assert!(ready, "etcd ended before it was ready");
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut said = Vec::new();
+    let address = lines.by_ref().find_map(|line| {
+        let address = line.contains("serving client traffic").then(|| text_field(&line, "address")).flatten();
+        said.push(line);
+        address
+    });
+    let Some(address) = address else {
+        let status = process.wait().unwrap();
+        let last = said[said.len().saturating_sub(LAST_WORDS)..].join("\n");
+        panic!("etcd ended ({status}) before it served clients:\n{last}");
+    };
     // Somebody has to read on, or etcd would stop at a full pipe.
-    std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-    Etcd { process, etcdctl: etcd.with_file_name("etcdctl"), endpoint, _dir: dir }
+    std::thread::spawn(move || lines.for_each(drop));
+    Etcd { process, etcdctl: etcd.with_file_name("etcdctl"), endpoint: format!("http://{address}"), _dir: dir }
+}
+
+/// A field of a JSON log line whose text needs no escapes.
+fn text_field(line: &str, name: &str) -> Option<String> {
+    let (_, rest) = line.split_once(&format!("\"{name}\":\""))?;
+    Some(rest.split('"').next()?.to_owned())
 }
 
 impl Etcd {

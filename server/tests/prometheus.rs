@@ -10,12 +10,13 @@ mod http;
 #[path = "differential/servers.rs"]
 mod servers;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::ports;
 use http::{Client, Request};
 use servers::Server;
 
@@ -112,20 +113,14 @@ impl Prometheus {
              static_configs: [{{targets: ['{target}']}}]\n"
         );
         std::fs::write(&config, text).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
-            .arg(format!("--web.listen-address={address}"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let ready = log.find(|line| line.contains("Server is ready to receive web requests"));
-        assert!(ready.is_some(), "prometheus ended before it was ready");
-        std::thread::spawn(move || log.for_each(drop));
+            .arg("--web.listen-address=127.0.0.1:0");
+        // From here on it answers, if only that it is not ready; whoever asks for a value asks again.
+        let (child, line) = servers::start(&mut command, "Listening on").unwrap_or_else(|said| panic!("{said}"));
+        let address = line.split("address=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
         Self { child, client: Client::new(address), _dir: dir }
     }
 

@@ -1,13 +1,12 @@
 //! Clusters of real processes on loopback.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use super::ports::free_ports;
 use super::{Answer, Launch, PATIENCE, Tally, bare, directory};
 
 /// Between two looks at something that can only be asked for.
@@ -32,19 +31,6 @@ pub struct Member {
     pub peer: u16,
     pub data: PathBuf,
     process: Option<Tally>,
-}
-
-/// Ports that are free now. They lie below those that systems give to outgoing connections, so that they stay free.
-pub fn free_ports(count: usize) -> Vec<u16> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut held = Vec::new();
-    while held.len() < count {
-        // Another process that does the same walks elsewhere.
-        let step = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() * 37;
-        let port = 10_000 + (step * 7 % 20_000) as u16;
-        held.extend(TcpListener::bind(("127.0.0.1", port)));
-    }
-    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
 
 /// Waits until `found` finds something.

@@ -8,6 +8,8 @@
 mod compare;
 mod generate;
 mod http;
+#[path = "../common/ports.rs"]
+mod ports;
 mod servers;
 
 use std::time::{Duration, Instant};

@@ -1,13 +1,14 @@
 //! Starts both servers on free loopback ports with the same identity, and ends them by process id.
 
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::http::{Client, Request};
+use crate::ports::free_ports;
 
 /// Both servers claim this peer URL, from which etcd derives cluster and member id: so even those must be equal.
 const PEER_URL: &str = "http://127.0.0.1:12380";
@@ -28,10 +29,6 @@ pub(crate) fn find_etcd() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join("etcd")).find(|file| file.is_file())
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn common_flags(dir: &Path) -> Vec<String> {
     [
         ("name", "m1".to_owned()),
@@ -46,23 +43,30 @@ fn common_flags(dir: &Path) -> Vec<String> {
     .collect()
 }
 
+/// How often another port is tried for a server whose port was taken after it was found free.
+const ATTEMPTS: usize = 5;
+
 impl Server {
+    /// etcd, whose JSON gateway calls the port that it was given: so the kernel cannot be left to choose that one.
     pub(crate) fn etcd(program: &Path) -> Self {
-        // A port found free may be taken before etcd binds it: then etcd exits and another is tried.
-        for _ in 0..5 {
+        let mut said = String::new();
+        for _ in 0..ATTEMPTS {
             let dir = tempfile::tempdir().unwrap();
-            let (client, peer) = (free_port(), free_port());
+            let client = format!("http://127.0.0.1:{}", free_ports(1)[0]);
             let mut command = Command::new(program);
             command
                 .args(common_flags(&dir.path().join("data")))
-                .arg(format!("--listen-client-urls=http://127.0.0.1:{client}"))
-                .arg(format!("--advertise-client-urls=http://127.0.0.1:{client}"))
-                .arg(format!("--listen-peer-urls=http://127.0.0.1:{peer}"));
-            if let Some((child, _)) = start(&mut command) {
-                return Self { child, address: SocketAddr::from(([127, 0, 0, 1], client)), _dir: dir };
+                .arg("--logger=zap")
+                .arg(format!("--listen-client-urls={client}"))
+                .arg(format!("--advertise-client-urls={client}"))
+                .arg("--listen-peer-urls=http://127.0.0.1:0");
+            match start(&mut command, "serving client traffic") {
+                Ok((child, line)) => return Self { child, address: address(&line), _dir: dir },
+                Err(words) if words.contains("address already in use") => said = words,
+                Err(words) => panic!("{words}"),
             }
         }
-        panic!("{} did not become ready in 5 tries", program.display());
+        panic!("no port stayed free in {ATTEMPTS} tries; at last: {said}");
     }
 
     pub(crate) fn tally() -> Self {
@@ -73,10 +77,9 @@ impl Server {
             .arg("--listen-client-urls=http://127.0.0.1:0")
             .arg("--advertise-client-urls=http://127.0.0.1:2379")
             .arg("--listen-peer-urls=http://127.0.0.1:0");
-        let (child, ready) = start(&mut command).expect("tally did not become ready");
-        let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
-        let address = ready["address"].as_str().unwrap_or_else(|| panic!("no address in {ready}"));
-        Self { child, address: address.trim_start_matches("http://").parse().unwrap(), _dir: dir }
+        let started = start(&mut command, "ready to serve client requests");
+        let (child, line) = started.unwrap_or_else(|words| panic!("{words}"));
+        Self { child, address: address(&line), _dir: dir }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -91,26 +94,41 @@ impl Drop for Server {
     }
 }
 
-/// Starts the program and waits for its line that it is ready; `None` if it ended first.
-fn start(command: &mut Command) -> Option<(Child, String)> {
+/// The address in a line of a JSON log.
+fn address(line: &str) -> SocketAddr {
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    let address = line["address"].as_str().unwrap_or_else(|| panic!("no address in {line}"));
+    address.trim_start_matches("http://").parse().unwrap()
+}
+
+/// How long a server may take until it serves clients.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Lines of its log that are shown if it does not.
+const LAST_WORDS: usize = 20;
+
+/// Starts the program and waits for the line that contains `serving`. If there is none, it is ended; the error is its last words.
+pub(crate) fn start(command: &mut Command, serving: &str) -> Result<(Child, String), String> {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let log = BufReader::new(child.stderr.take().unwrap());
-    let (send, ready) = mpsc::channel();
+    let (send, lines) = mpsc::channel();
     // The log is drained until the server ends, or it would block on a full pipe.
     std::thread::spawn(move || {
         for line in log.lines().map_while(Result::ok) {
-            if line.contains("ready to serve client requests") {
-                let _ = send.send(line);
-            }
+            let _ = send.send(line);
         }
     });
-    let deadline = Instant::now() + Duration::from_secs(30);
-    match ready.recv_timeout(deadline - Instant::now()) {
-        Ok(line) => Some((child, line)),
-        Err(_) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            None
+    let deadline = Instant::now() + PATIENCE;
+    let mut said = Vec::new();
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) if line.contains(serving) => return Ok((child, line)),
+            Ok(line) => said.push(line),
+            Err(error) => {
+                let _ = child.kill();
+                let status = child.wait();
+                let last = said[said.len().saturating_sub(LAST_WORDS)..].join("\n");
+                return Err(format!("{command:?} does not serve ({error}; {status:?}):\n{last}"));
+            }
         }
     }
 }

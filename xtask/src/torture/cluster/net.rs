@@ -8,12 +8,12 @@
 //! ```
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
-use crate::run;
+use crate::{ports, run};
 
 /// What a slow link does, in one direction, where the kernel can delay packets.
 const DELAY: [&str; 4] = ["netem", "delay", "60ms", "30ms"];
@@ -36,7 +36,7 @@ impl Network {
     /// A network for so many slots, all links up.
     pub(crate) fn new(sandbox: Sandbox, slots: usize) -> Result<Network> {
         let namespaces = sandbox == Sandbox::Inside;
-        let addresses = if namespaces { in_namespaces(slots) } else { on_loopback(slots)? };
+        let addresses = if namespaces { in_namespaces(slots) } else { ports::free_pairs(slots)? };
         let mut network = Network { addresses, namespaces, delays: false, cut: Vec::new(), slowed: Vec::new() };
         if namespaces {
             network.build()?;
@@ -172,14 +172,6 @@ fn preference(from: usize, to: usize) -> usize {
 fn in_namespaces(slots: usize) -> Vec<(SocketAddr, SocketAddr)> {
     let address = |slot: usize, port: u16| SocketAddr::from((Ipv4Addr::new(10, 99, slot as u8 + 1, 2), port));
     (0..slots).map(|slot| (address(slot, 2379), address(slot, 2380))).collect()
-}
-
-fn on_loopback(slots: usize) -> Result<Vec<(SocketAddr, SocketAddr)>> {
-    let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::network("find a free port"));
-    // All are held until all are known, so they differ.
-    let held = (0..slots).map(|_| Ok((listen()?, listen()?))).collect::<Result<Vec<_>>>()?;
-    let address = |listener: &TcpListener| listener.local_addr().map_err(Error::network("find a free port"));
-    held.iter().map(|(client, peer)| Ok((address(client)?, address(peer)?))).collect()
 }
 
 /// Many `ip` commands in one process.

@@ -124,6 +124,11 @@ impl Parser {
         &self.body
     }
 
+    /// What has arrived of the body.
+    pub(crate) fn partial_body(&mut self) -> &mut Vec<u8> {
+        &mut self.body
+    }
+
     fn head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // Usually the whole head arrives at once and need not be copied.
         if self.partial.is_empty()

@@ -13,6 +13,7 @@ mod edges;
 mod error;
 mod etcd;
 mod group;
+mod grpc;
 mod http;
 mod linear;
 mod links;
@@ -50,6 +51,7 @@ cargo xtask <command>
       --etcd PATH        etcd to compare with (default: $TALLY_TEST_ETCD, PATH, the cached 3.5.1)
       --tally PATH       tally to measure (default: built here)
       --nodes N          nodes of each server: 1, 3 or 5 (default 1); clusters have rows of their own
+      --wire json|grpc   how clients talk to one node (default json); gRPC, watchers and leases have rows of their own
       --seconds N        length of one measurement after a warm-up of N/5 (default 10)
       --rounds N         rounds, the two servers in turn; medians are shown (default 3)
       --keys N           keys of the large store (default 1000000), or of the cluster's snapshot (default 250000)
@@ -58,8 +60,8 @@ cargo xtask <command>
       --rows A,B         only these rows; --rows list names them
       --only tally|etcd  measure one server
       --data DIR         where data directories go; must be a real disk (default: under the target directory)
-      --out FILE         where the report goes (default docs/benchmarks.md or docs/benchmarks-cluster.md, and only after a
-                         complete run)
+      --out FILE         where the report goes (default docs/benchmarks.md, -cluster.md or -grpc.md, and only after a complete
+                         run)
   torture            load Debian's package index while the server is killed again and again
       --kills N          SIGKILLs at least (default 20)
       --seconds N        go on for at least this long (default: until the kills are done and all is loaded)

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::grpc;
 use super::load::{self, Length, Measured};
 use super::rows::Row;
 use super::sample::Sample;
@@ -38,17 +39,24 @@ pub(crate) fn measure(row: &Row, plans: Vec<Plan>, times: Times, seed: u64) -> R
     if row.preload > 0 {
         fill(&addresses, row.preload, seed)?;
     }
-    let mut work = Work::new(row.work, row.keys, seed ^ 0xa5a5);
     let syncs_before = wal_syncs(&addresses)?;
-    let run =
-        |edge: &mut dyn FnMut() -> Result<()>| load::run(&addresses, row.clients, times.length(), &mut work, edge);
+    let seed = seed ^ 0xa5a5;
+    let run = |edge: &mut dyn FnMut() -> Result<()>| match row.grpc {
+        None => {
+            let mut work = Work::new(row.work, row.keys, seed);
+            load::run(&addresses, row.clients, times.length(), &mut work, edge)
+        }
+        Some(connections) => {
+            let mut calls = grpc::Calls::new(row.work, row.keys, seed);
+            let clients = grpc::load::Clients { clients: row.clients, connections, streams: false };
+            grpc::load::run(&addresses, clients, times.length(), Box::new(move || calls.next()), edge)
+        }
+    };
     let (measured, cpu, own) = with_cpu(&group.pids(), times, run)?;
     let syncs = wal_syncs(&addresses)? - syncs_before;
     let mut sample = Sample::default();
     sample.add_load(&measured);
-    let per_op = |cpu: Duration| cpu.as_secs_f64() * 1e6 / measured.latency.count().max(1) as f64;
-    sample.add("cpu", per_op(cpu));
-    sample.add("client_cpu", per_op(own));
+    sample.add_cpu(&measured, cpu, own);
     let rss = group.pids().into_iter().map(procfs::rss_bytes).sum::<Result<u64>>()?;
     sample.add("rss_mib", mebibytes(rss));
     if matches!(row.work, Kind::Put | Kind::Txn) {
@@ -59,7 +67,7 @@ pub(crate) fn measure(row: &Row, plans: Vec<Plan>, times: Times, seed: u64) -> R
 }
 
 /// Puts `keys` keys in transactions.
-fn fill(addresses: &[SocketAddr], keys: u32, seed: u64) -> Result<()> {
+pub(crate) fn fill(addresses: &[SocketAddr], keys: u32, seed: u64) -> Result<()> {
     let mut work = Work::new(Kind::Fill, keys, seed);
     let requests = Length::Requests(u64::from(keys.div_ceil(FILL_KEYS)));
     load::run(addresses, FILL_CLIENTS, requests, &mut work, || Ok(()))?;
@@ -67,7 +75,7 @@ fn fill(addresses: &[SocketAddr], keys: u32, seed: u64) -> Result<()> {
 }
 
 /// Runs a measurement and gives the CPU time that the servers and this process took between its two edges.
-fn with_cpu(
+pub(crate) fn with_cpu(
     pids: &[u32],
     times: Times,
     run: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<Measured>,

@@ -110,6 +110,11 @@ impl Connection {
         self.begun
     }
 
+    /// What has arrived of the answer's body, for whoever takes it as it comes.
+    pub(crate) fn partial(&mut self) -> &mut Vec<u8> {
+        self.parser.partial_body()
+    }
+
     /// The complete answer.
     pub(crate) fn answer(&self) -> (u16, &[u8]) {
         (self.parser.status(), self.parser.body())

@@ -47,22 +47,30 @@ pub(crate) fn sorted_keys(keys: u32) -> Vec<Vec<u8>> {
     sorted
 }
 
-/// A pool of values in base64.
+/// A pool of values, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Values(Vec<Vec<u8>>);
 
 impl Values {
-    /// The same pool for the same seed, of values of that many bytes.
+    /// The same pool for the same seed, of values of that many bytes, in base64.
     pub(crate) fn new(seed: u64, bytes: usize) -> Values {
-        let mut rng = Rng::new(seed);
-        let mut value = vec![0; bytes];
-        let encoded = (0..VALUES).map(|_| {
-            rng.fill(&mut value);
+        let encode = |value: Vec<u8>| {
             let mut out = Vec::new();
             base64(&value, &mut out);
             out
-        });
-        Values(encoded.collect())
+        };
+        Values(Values::raw(seed, bytes).0.into_iter().map(encode).collect())
+    }
+
+    /// The same values as they are.
+    pub(crate) fn raw(seed: u64, bytes: usize) -> Values {
+        let mut rng = Rng::new(seed);
+        let random = |_| {
+            let mut value = vec![0; bytes];
+            rng.fill(&mut value);
+            value
+        };
+        Values((0..VALUES).map(random).collect())
     }
 
     /// Any of them.

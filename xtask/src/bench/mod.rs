@@ -6,6 +6,7 @@
 mod closed;
 mod cluster;
 mod connection;
+mod grpc;
 mod hist;
 mod keys;
 mod large;
@@ -34,7 +35,7 @@ use sample::Sample;
 
 /// The options of this command.
 pub(crate) const OPTIONS: &[&str] =
-    &["etcd", "tally", "nodes", "seconds", "rounds", "keys", "entries", "kills", "rows", "only", "data", "out"];
+    &["etcd", "tally", "nodes", "wire", "seconds", "rounds", "keys", "entries", "kills", "rows", "only", "data", "out"];
 
 /// Flags for both servers: no log line per slow request, and room for everything that is written.
 const FLAGS: [&str; 2] = ["--log-level=error", "--quota-backend-bytes=17179869184"];
@@ -60,10 +61,10 @@ struct Setup {
 /// Measures and reports.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let nodes = nodes(args)?;
-    let suite = if nodes == 1 { &single::SUITE } else { &cluster::SUITE };
+    let suite = suite(args.text("wire"), nodes)?;
     if args.text("rows") == Some("list") {
-        suite.rows.iter().for_each(|row| println!("{:<10} {}", row.name, row.title));
-        suite.events.iter().for_each(|event| println!("{:<10} {}", event.name, event.title));
+        suite.rows.iter().for_each(|row| println!("{:<11} {}", row.name, row.title));
+        suite.events.iter().for_each(|event| println!("{:<11} {}", event.name, event.title));
         return Ok(());
     }
     let setup = Setup::new(args, suite, nodes)?;
@@ -94,6 +95,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => println!("not a complete run, so no report was written; name one with --out"),
     }
     Ok(())
+}
+
+/// What is measured.
+fn suite(wire: Option<&str>, nodes: usize) -> Result<&'static Suite> {
+    match (wire.unwrap_or("json"), nodes) {
+        ("json", 1) => Ok(&single::SUITE),
+        ("json", _) => Ok(&cluster::SUITE),
+        ("grpc", 1) => Ok(&grpc::SUITE),
+        ("grpc", _) => Err(Error::Usage("--wire grpc has a row on three nodes, and takes no --nodes".to_owned())),
+        (other, _) => Err(Error::Usage(format!("--wire takes json or grpc, not {other}"))),
+    }
 }
 
 /// How many nodes each server has: one, or a cluster that can lose one.
@@ -143,12 +155,12 @@ impl Setup {
     }
 
     /// Fresh servers.
-    fn plans(&self, kind: Kind, binary: &Path, dir: &Path, more: &[&str]) -> Result<Vec<Plan>> {
+    fn plans(&self, nodes: usize, kind: Kind, binary: &Path, dir: &Path, more: &[&str]) -> Result<Vec<Plan>> {
         let flags: Vec<String> = FLAGS.iter().chain(more).map(|flag| (*flag).to_owned()).collect();
-        if self.nodes == 1 {
+        if nodes == 1 {
             return Ok(vec![Plan::new(kind, binary.to_path_buf(), dir.to_path_buf(), flags)?]);
         }
-        Plan::cluster(kind, binary, dir, &ports::free_pairs(self.nodes)?, &flags)
+        Plan::cluster(kind, binary, dir, &ports::free_pairs(nodes)?, &flags)
     }
 }
 
@@ -174,9 +186,10 @@ pub(crate) fn tally(args: &Args) -> Result<PathBuf> {
 fn measure(setup: &Setup, row: &str, kind: Kind, binary: &Path, round: usize) -> Result<Sample> {
     let dir = setup.data.join(format!("{row}-{}-{round}", kind.name()));
     let seed = round as u64 + 1;
-    let plans = |more: &[&str]| setup.plans(kind, binary, &dir, more);
+    let plans = |more: &[&str]| setup.plans(setup.nodes, kind, binary, &dir, more);
+    let plan = || setup.plans(1, kind, binary, &dir, &[]).map(|mut plans| plans.remove(0));
     let sample = match row {
-        single::LARGE => large::measure(&plans(&[])?[0], setup.keys, setup.times, seed)?,
+        single::LARGE => large::measure(&plan()?, setup.keys, setup.times, seed)?,
         // Together, the rounds make the kills.
         cluster::FAILOVER => cluster::failover::measure(plans(&[])?, setup.kills.div_ceil(setup.rounds), seed)?,
         cluster::TRANSFER => cluster::transfer::measure(plans(&[])?, seed)?,
@@ -184,10 +197,16 @@ fn measure(setup: &Setup, row: &str, kind: Kind, binary: &Path, round: usize) ->
         cluster::SNAPSHOT => {
             cluster::snapshot::measure(plans(&cluster::snapshot::FLAGS)?, setup.keys, setup.times, seed)?
         }
+        grpc::FAN_OUT => grpc::fan_out(plan()?, false, setup.times)?,
+        grpc::FAN_OUT_JSON => grpc::fan_out(plan()?, true, setup.times)?,
+        grpc::IDLE => grpc::idle(plan()?, seed)?,
+        grpc::KEEP_ALIVE => grpc::keep_alive(plan()?, setup.times)?,
+        grpc::EXPIRY => grpc::expire(plan()?, setup.times, seed)?,
         name => {
             let row = setup.suite.rows.iter().find(|known| known.name == name);
             let row = row.ok_or_else(|| Error::Usage(format!("there is no row `{name}`")))?;
-            closed::measure(row, plans(&[])?, setup.times, seed)?
+            let plans = setup.plans(row.nodes.unwrap_or(setup.nodes), kind, binary, &dir, &[])?;
+            closed::measure(row, plans, setup.times, seed)?
         }
     };
     fs::remove_dir_all(&dir).map_err(Error::file("remove", &dir))?;
@@ -208,7 +227,12 @@ fn page(setup: &Setup, machine: &[String], results: &Results, took: Duration) ->
         out += &format!("- {}: {}\n", kind.name(), version.lines().next().unwrap_or("unknown version"));
     }
     machine.iter().for_each(|line| out += &format!("- {line}\n"));
-    out += &format!("\n{}\n\n", if setup.nodes == 1 { single_method(setup) } else { cluster_method(setup) });
+    let method = match setup.suite.out {
+        out if out == grpc::SUITE.out => grpc_method(setup),
+        _ if setup.nodes == 1 => single_method(setup),
+        _ => cluster_method(setup),
+    };
+    out += &format!("\n{method}\n\n");
     let (reached, known) = results.reached();
     out += &format!("## Goals\n\n{}\n{reached} of {known} goals reached.\n\n", results.goals());
     out += &format!("## Details\n\n{}\n{}", results.details(), results.events());
@@ -225,6 +249,24 @@ fn single_method(setup: &Setup) -> String {
         setup.times.window.as_secs_f64(),
         setup.rounds,
         report::amount(f64::from(setup.keys)),
+    )
+}
+
+/// How gRPC is measured.
+fn grpc_method(setup: &Setup) -> String {
+    format!(
+        "One node (three where the row says so), fsync on, gRPC over HTTP/2 without TLS, closed loops from one load \
+         generator thread on the same cores, which writes its messages by hand. Keys of 8 to 64 bytes, values of 256 \
+         random bytes. {} s per measurement after a warm-up, {} rounds, the servers in turn, each on fresh data; medians. \
+         CPU is the servers', user and system, from the kernel.\n\n\
+         *One put to 1,000 watchers*: the next put is made when all have heard of the last; the time is that from sending \
+         the put until its event has been read for the last of them, and every watcher must see every put once. *Idle \
+         watchers* watch a key each to which nothing happens; what they cost is the growth of the server's resident memory \
+         while they are made, two seconds later. *Keepalives*: each of 64 streams waits for an answer before it asks again. \
+         *Leases that expire* are granted so that their times end evenly within one minute, and each has one key; the puts \
+         are to other keys. They are counted when that minute is over.",
+        setup.times.window.as_secs_f64(),
+        setup.rounds,
     )
 }
 
@@ -257,7 +299,7 @@ fn cluster_method(setup: &Setup) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::{OPTIONS, chosen, cluster, nodes, single};
+    use super::{OPTIONS, chosen, cluster, grpc, nodes, single, suite};
     use crate::args::Args;
 
     fn args(line: &str) -> Args {
@@ -280,5 +322,14 @@ mod tests {
         assert!(chosen(&cluster::SUITE, Some("large")).is_err());
         assert_eq!(chosen(&single::SUITE, None).unwrap().len(), 8);
         assert_eq!(chosen(&cluster::SUITE, None).unwrap().len(), 10);
+        assert_eq!(chosen(&grpc::SUITE, None).unwrap().len(), 11);
+    }
+
+    #[test]
+    fn the_wire_and_the_nodes_choose_the_suite() {
+        assert_eq!(suite(None, 1).unwrap().title, single::SUITE.title);
+        assert_eq!(suite(Some("json"), 3).unwrap().title, cluster::SUITE.title);
+        assert_eq!(suite(Some("grpc"), 1).unwrap().title, grpc::SUITE.title);
+        assert!(suite(Some("grpc"), 3).is_err() && suite(Some("soap"), 1).is_err());
     }
 }

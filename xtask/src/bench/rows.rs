@@ -33,6 +33,22 @@ pub(crate) struct Row {
     pub(crate) preload: u32,
     /// Keys that the work chooses from.
     pub(crate) keys: u32,
+    /// gRPC connections that the clients share; without them, each client has one of its own and speaks JSON.
+    pub(crate) grpc: Option<usize>,
+    /// Nodes, where it is not as many as in the rest of the suite.
+    pub(crate) nodes: Option<usize>,
+}
+
+impl Row {
+    /// The same over gRPC, on that many connections.
+    pub(crate) const fn over(self, connections: usize) -> Row {
+        Row { grpc: Some(connections), ..self }
+    }
+
+    /// The same on that many nodes.
+    pub(crate) const fn on(self, nodes: usize) -> Row {
+        Row { nodes: Some(nodes), ..self }
+    }
 }
 
 /// A row in which something else is done; its numbers have a table of their own.
@@ -56,7 +72,7 @@ pub(crate) const fn row(
     preload: u32,
     keys: u32,
 ) -> Row {
-    Row { name, title, work, clients, preload, keys }
+    Row { name, title, work, clients, preload, keys, grpc: None, nodes: None }
 }
 
 /// What a number is to reach.
@@ -130,6 +146,7 @@ impl Goal {
         match self {
             Goal::TimesEtcd(least) | Goal::EtcdTimes(least) => format!("≥ {least} ×"),
             Goal::ShareOfEtcd(most) if most >= 1.0 => "no more".to_owned(),
+            Goal::ShareOfEtcd(most) if !simple(most) => format!("≤ {most:.2} ×"),
             Goal::ShareOfEtcd(most) => format!("≤ 1/{:.0}", 1.0 / most),
             Goal::AtMost(most) => format!("≤ {most}"),
             Goal::AtLeast(least) => format!("≥ {least}"),
@@ -142,17 +159,22 @@ impl Goal {
         match self {
             Goal::TimesEtcd(_) => Some(format!("{:.2} ×", tally / etcd)),
             Goal::EtcdTimes(_) => Some(format!("{:.1} ×", etcd / tally)),
-            Goal::ShareOfEtcd(most) if most >= 1.0 => Some(format!("{:.2} ×", tally / etcd)),
+            Goal::ShareOfEtcd(most) if most >= 1.0 || !simple(most) => Some(format!("{:.2} ×", tally / etcd)),
             Goal::ShareOfEtcd(_) => Some(format!("1/{:.1}", etcd / tally)),
             Goal::AtMost(_) | Goal::AtLeast(_) => None,
         }
     }
 }
 
+/// Whether a share is one over a whole number.
+fn simple(share: f64) -> bool {
+    ((1.0 / share).round() * share - 1.0).abs() < 1e-9
+}
+
 #[cfg(test)]
 mod tests {
     use super::Goal;
-    use crate::bench::{cluster, single};
+    use crate::bench::{cluster, grpc, single};
 
     #[test]
     fn goals_hold_at_their_edge_and_not_beyond() {
@@ -173,6 +195,7 @@ mod tests {
     fn goals_and_ratios_in_words() {
         let both = |goal: Goal| (goal.shown(), goal.ratio(Some(2.0), Some(8.0)).unwrap_or_default());
         assert_eq!(both(Goal::ShareOfEtcd(1.0 / 3.0)), ("≤ 1/3".to_owned(), "1/4.0".to_owned()));
+        assert_eq!(both(Goal::ShareOfEtcd(0.45)), ("≤ 0.45 ×".to_owned(), "0.25 ×".to_owned()));
         assert_eq!(both(Goal::ShareOfEtcd(1.0)), ("no more".to_owned(), "0.25 ×".to_owned()));
         assert_eq!(both(Goal::TimesEtcd(2.5)), ("≥ 2.5 ×".to_owned(), "0.25 ×".to_owned()));
         assert_eq!(both(Goal::AtMost(100.0)), ("≤ 100".to_owned(), String::new()));
@@ -180,7 +203,7 @@ mod tests {
 
     #[test]
     fn every_target_is_about_a_row_and_names_are_used_once() {
-        for suite in [&single::SUITE, &cluster::SUITE] {
+        for suite in [&single::SUITE, &cluster::SUITE, &grpc::SUITE] {
             let names: Vec<&str> = suite.names().collect();
             for target in suite.targets {
                 assert!(names.contains(&target.row), "{}", target.row);

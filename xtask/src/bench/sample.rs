@@ -1,6 +1,7 @@
 //! What one measurement of one row gives: numbers by name, and counts of whatever else happened.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::load::Measured;
 use super::report::amount;
@@ -25,6 +26,13 @@ impl Sample {
         for (metric, share) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
             self.add(metric, measured.latency.quantile(share).as_secs_f64() * 1e6);
         }
+    }
+
+    /// Adds the CPU time per request, of the servers and of the load generator.
+    pub(crate) fn add_cpu(&mut self, measured: &Measured, servers: Duration, own: Duration) {
+        let per_op = |cpu: Duration| cpu.as_secs_f64() * 1e6 / measured.latency.count().max(1) as f64;
+        self.add("cpu", per_op(servers));
+        self.add("client_cpu", per_op(own));
     }
 
     /// Adds failed requests, counted by what the client was told.

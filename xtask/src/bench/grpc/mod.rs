@@ -130,8 +130,9 @@ const FAN: Watchers = Watchers { connections: 10, streams: 1, each: 100 };
 /// Many watchers on few streams, and a stream for each.
 const FEW_STREAMS: Watchers = Watchers { connections: 10, streams: 1, each: 1000 };
 const MANY_STREAMS: Watchers = Watchers { connections: 100, streams: 100, each: 1 };
-/// Keys in the store before memory is looked at, so that it is not the first use of anything that is seen.
-const IDLE_KEYS: u32 = 50_000;
+/// Keys in the store before memory is looked at, so that it is not the first use of anything that is seen; few, because
+/// what a garbage collector has not given back would hide what comes after.
+const IDLE_KEYS: u32 = 100;
 /// How long a server may tidy up before its memory is looked at.
 const SETTLING: Duration = Duration::from_secs(2);
 
@@ -166,12 +167,14 @@ pub(crate) fn idle(plan: Plan, seed: u64) -> Result<Sample> {
         closed::fill(&[address], IDLE_KEYS, seed)?;
         let memory = || procfs::rss_bytes(group.pids()[0]);
         let grown = load::block_on(async {
+            let one = Watchers { connections: 1, streams: 1, each: 1 };
+            let first = one.open(address, |_| b"first".to_vec()).await?;
             tokio::time::sleep(SETTLING).await;
             let before = memory()?;
             let streams = watchers.open(address, |watcher| format!("idle/{watcher}").into_bytes()).await?;
             tokio::time::sleep(SETTLING).await;
             let after = memory()?;
-            drop(streams);
+            drop((first, streams));
             Ok(after.saturating_sub(before))
         })?;
         sample.add(metric, grown as f64 / 1024.0 / watchers.count() as f64);

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use crate::api;
 use crate::config::{API_VERSION, Config, Url, VERSION};
 use crate::datadir::{self, DataDirError};
+use crate::grpc::Grpc;
 use crate::health::{Health, version_routes};
 use crate::http::{BindError, Bound, Connections, Front, Http, Http2, Limits};
 use crate::identity::Ids;
@@ -212,7 +213,7 @@ impl Server {
         let election = Duration::from_millis(config.election_ms);
         let leadership = Arc::new(Leadership::new(node.clone(), Arc::clone(&network), ids.member, election));
         let health = Arc::new(Health::new(node.clone(), config.request_timeout()));
-        let api_metrics = Arc::new(api::Metrics::new()?);
+        let api_metrics = Arc::new(api::Metrics::new(config.extensive_metrics)?);
         let metrics = Arc::new(Metrics::new()?);
         metrics.observe(&observed, &network)?;
         api_metrics.register(metrics.registry())?;
@@ -250,10 +251,12 @@ impl Server {
             sizes,
             metrics: api_metrics,
         });
+        let state = Arc::new(state);
         let watched = health.routes().merge(metrics.routes()).merge(version_routes());
-        let routes = api::router(Arc::new(state)).merge(watched.clone().merge(roots::routes(node.clone())));
+        let routes = api::router(Arc::clone(&state)).merge(watched.clone().merge(roots::routes(node.clone())));
         let http = Http::new(Arc::clone(&connections), http2(config));
-        let front = |routes: Router| Arc::new(Front::new(routes, config.host_whitelist.clone(), config.cors.clone()));
+        let front = |routes: Router| Front::new(routes, config.host_whitelist.clone(), config.cors.clone());
+        let client_front = Arc::new(front(routes).with_grpc(Grpc::new(state)));
         let mut server = Server {
             clients: Listening::new(connections, http),
             peers: Listening::new(Arc::clone(&peer_connections), Http::for_peers(peer_connections)),
@@ -263,13 +266,13 @@ impl Server {
             patience: config.request_timeout(),
             client_addresses: addresses(&listeners.clients),
             peer_addresses: addresses(&listeners.peers),
-            waiting: Some(Waiting { listeners: listeners.clients, front: front(routes) }),
+            waiting: Some(Waiting { listeners: listeners.clients, front: client_front }),
             node,
         };
         // The others may be waiting for this member's vote.
         let peer_routes = Arc::new(Front::for_peers(server.node.peer_router().merge(version_routes())));
         server.peers.serve(listeners.peers, &peer_routes, "serving peer traffic")?;
-        server.clients.serve(listeners.metrics, &front(watched), "serving metrics and health")?;
+        server.clients.serve(listeners.metrics, &Arc::new(front(watched)), "serving metrics and health")?;
         Ok(server)
     }
 

@@ -6,14 +6,17 @@ use axum::http::StatusCode;
 use tally_mvcc::{ReadError, SweepError};
 use tally_raftnode::MemberError;
 
+use crate::grpc::ProtocolError;
 use crate::leadership::Cause;
 use crate::wire::DecodeError;
 
 /// A gRPC status code; gRPC's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
+    Canceled = 1,
     Unknown = 2,
     InvalidArgument = 3,
+    DeadlineExceeded = 4,
     NotFound = 5,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
@@ -28,8 +31,10 @@ impl Code {
     /// The code as gRPC spells it in metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Canceled => "Canceled",
             Self::Unknown => "Unknown",
             Self::InvalidArgument => "InvalidArgument",
+            Self::DeadlineExceeded => "DeadlineExceeded",
             Self::NotFound => "NotFound",
             Self::ResourceExhausted => "ResourceExhausted",
             Self::FailedPrecondition => "FailedPrecondition",
@@ -44,6 +49,9 @@ impl Code {
     /// The HTTP status that the gateway of etcd 3.6 gives to the code.
     fn status(self) -> StatusCode {
         match self {
+            // The client has closed its request: a status that nginx made up.
+            Self::Canceled => StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT),
+            Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::InvalidArgument | Self::FailedPrecondition | Self::OutOfRange => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
@@ -138,6 +146,15 @@ pub(crate) enum ApiError {
     TimedOut(Effect, Cause),
     #[error("etcdserver: corrupt cluster")]
     CorruptCluster,
+    /// The client's deadline is over.
+    #[error("etcdserver: context deadline exceeded")]
+    DeadlineExceeded(Effect),
+    #[error("etcdserver: request canceled")]
+    Canceled,
+    #[error("etcdserver: invalid client api version")]
+    BadClientVersion,
+    #[error(transparent)]
+    Grpc(#[from] ProtocolError),
     #[error("{0}")]
     Decode(DecodeError),
     #[error("Not Found")]
@@ -168,6 +185,7 @@ impl ApiError {
             | Self::RequestTooLarge
             | Self::BadMemberUrls
             | Self::BodyBroken { .. }
+            | Self::BadClientVersion
             | Self::Decode(_) => Code::InvalidArgument,
             Self::Compacted | Self::FutureRevision => Code::OutOfRange,
             Self::LeaseNotFound | Self::MemberNotFound | Self::UnknownPath => Code::NotFound,
@@ -193,6 +211,9 @@ impl ApiError {
             // The first has a code of its own in etcd's tables, which its server does not use.
             Self::NotEnoughStarted | Self::TransferTimedOut | Self::Storage { .. } => Code::Unknown,
             Self::Defect { .. } => Code::Internal,
+            Self::DeadlineExceeded(_) => Code::DeadlineExceeded,
+            Self::Canceled => Code::Canceled,
+            Self::Grpc(error) => error.code(),
         }
     }
 
@@ -203,7 +224,10 @@ impl ApiError {
     /// Whether a write that was answered so may still take effect.
     pub(crate) fn effect(&self) -> Effect {
         match self {
-            Self::LeaderChanged(effect) | Self::Stopped(effect) | Self::TimedOut(effect, _) => *effect,
+            Self::LeaderChanged(effect)
+            | Self::Stopped(effect)
+            | Self::TimedOut(effect, _)
+            | Self::DeadlineExceeded(effect) => *effect,
             _ => Effect::None,
         }
     }

@@ -1,12 +1,12 @@
-//! Tally's server: a Raft-replicated, multi-version key-value store behind etcd v3's HTTP and JSON interface.
+//! Tally's server: a Raft-replicated, multi-version key-value store behind etcd v3's gRPC and JSON interfaces.
 //!
-//! This crate *is* the outermost room of the house: configuration, listeners, JSON, health, metrics, background jobs and
+//! This crate *is* the outermost room of the house: configuration, listeners, JSON, gRPC, health, metrics, background jobs and
 //! the `tally` binary. It *is not* the store: what a write means is decided in `tally-apply`, how it survives in
 //! `tally-raftnode` and below, and a program that wants only those uses those crates.
 //!
 //! ```text
 //!  clients ──▶ http ──▶ api ──▶ preflight ──▶ tally-raftnode ──▶ tally-apply
-//!              │        │ wire: JSON in and out    ▲
+//!              │ grpc   │ wire: JSON in and out    ▲
 //!              │        └─▶ reads: views of tally-mvcc, no lock, no queue
 //!              ├─▶ health, metrics                 │
 //!              └─  app: starts and stops all ──▶ jobs: compactor, sweeper, sizes
@@ -35,6 +35,7 @@ mod cli;
 mod config;
 mod datadir;
 mod error;
+mod grpc;
 mod health;
 mod http;
 mod identity;

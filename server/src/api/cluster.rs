@@ -8,13 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 use tally_raftnode::{MemberChange, MemberError};
 use tokio::time::{sleep, timeout};
 
-use crate::api::Answer;
 use crate::api::state::State;
 use crate::config::Url;
 use crate::error::ApiError;
 use crate::identity::new_member_id;
 use crate::join::texts;
-use crate::wire::{Member, MemberAddMessage, MemberListMessage, MemberMessage, MemberUpdateMessage, response};
+use crate::wire::{Member, MemberAddMessage, MemberListMessage, MemberMessage, MemberUpdateMessage, Members};
 
 /// Between two looks whether another change has been completed.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
@@ -23,14 +22,14 @@ const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);
 /// Ids that are tried when the same URLs are added, removed and added again within one second.
 const ID_ATTEMPTS: u64 = 8;
 
-pub(crate) async fn list(state: &State, message: MemberListMessage) -> Result<Answer, ApiError> {
+pub(crate) async fn list(state: &State, message: MemberListMessage) -> Result<Members, ApiError> {
     if message.linearizable {
         state.barrier().await?;
     }
-    Ok(answer(state, None, &members(state)))
+    Ok(Members::new(members(state)))
 }
 
-pub(crate) async fn add(state: &State, message: MemberAddMessage) -> Result<Answer, ApiError> {
+pub(crate) async fn add(state: &State, message: MemberAddMessage) -> Result<Members, ApiError> {
     let urls = peer_urls(&message.peer_urls)?;
     let (peer_urls, is_learner) = (texts(&urls), message.is_learner);
     let mut attempt = 0;
@@ -43,24 +42,22 @@ pub(crate) async fn add(state: &State, message: MemberAddMessage) -> Result<Answ
         }
     };
     let added = Member { id, name: String::new(), peer_urls, client_urls: Vec::new(), is_learner };
-    Ok(answer(state, Some(&added), &members))
+    Ok(Members { added: Some(added), members })
 }
 
-pub(crate) async fn remove(state: &State, message: MemberMessage) -> Result<Answer, ApiError> {
-    let members = make(state, MemberChange::Remove { id: message.id }).await?;
-    Ok(answer(state, None, &members))
+pub(crate) async fn remove(state: &State, message: MemberMessage) -> Result<Members, ApiError> {
+    Ok(Members::new(make(state, MemberChange::Remove { id: message.id }).await?))
 }
 
-pub(crate) async fn update(state: &State, message: MemberUpdateMessage) -> Result<Answer, ApiError> {
+pub(crate) async fn update(state: &State, message: MemberUpdateMessage) -> Result<Members, ApiError> {
     let peer_urls = texts(&peer_urls(&message.peer_urls)?);
-    let members = make(state, MemberChange::Update { id: message.id, peer_urls }).await?;
-    Ok(answer(state, None, &members))
+    Ok(Members::new(make(state, MemberChange::Update { id: message.id, peer_urls }).await?))
 }
 
-pub(crate) async fn promote(state: &State, message: MemberMessage) -> Result<Answer, ApiError> {
+pub(crate) async fn promote(state: &State, message: MemberMessage) -> Result<Members, ApiError> {
     let promoted = make(state, MemberChange::Promote { id: message.id }).await.map_err(ApiError::from);
     state.metrics.promoted(promoted.as_ref().err());
-    Ok(answer(state, None, &promoted?))
+    Ok(Members::new(promoted?))
 }
 
 /// URLs at which a member could be reached, sorted, each once.
@@ -134,11 +131,6 @@ fn members(state: &State) -> Vec<Member> {
         .collect();
     members.sort_by_key(|member| member.id);
     members
-}
-
-/// As in etcd, headers of this service have no revision.
-fn answer(state: &State, added: Option<&Member>, members: &[Member]) -> Answer {
-    Answer::Whole(response::members(&state.header(0), added, members))
 }
 
 #[cfg(test)]

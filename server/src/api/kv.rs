@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use tally_apply::{Command, Reply};
-use tally_mvcc::{Op, SweepLimits, SweepProgress, TxnRequest};
+use tally_mvcc::{DeleteReply, Op, PutReply, RangeRequest, SweepLimits, SweepProgress, TxnReply, TxnRequest};
 use tokio::time::{sleep, timeout};
 
-use crate::api::Answer;
-use crate::api::range::{self, SMALL_LIMIT};
+use crate::api::range::{self, Begun, SMALL_LIMIT, Unread, Whole};
 use crate::api::state::State;
 use crate::error::ApiError;
 use crate::wire::{
-    self, CompactionMessage, DeleteRangeMessage, PutMessage, RangeMessage, TxnMessage, reads_are_serializable, response,
+    self, CompactionMessage, DeleteRangeMessage, PutMessage, RangeMessage, TxnMessage, reads_are_serializable,
 };
 
 /// Between two pieces of a sweep that a client waits for.
@@ -19,57 +18,74 @@ const SWEEP_PAUSE: Duration = Duration::from_millis(5);
 
 const OTHER_REPLY: ApiError = ApiError::Defect { what: "a command was answered with the reply to another" };
 
-pub(crate) async fn range(state: &State, message: RangeMessage) -> Result<Answer, ApiError> {
+/// The whole answer to a range, however large.
+pub(crate) async fn range(state: &State, message: RangeMessage) -> Result<Whole, ApiError> {
+    let request = readable(state, message).await?;
+    range::whole(state, &request).await
+}
+
+/// The answer to a range; of a large one only the beginning.
+pub(crate) async fn begin_range(state: &State, message: RangeMessage) -> Result<Begun, ApiError> {
+    let request = readable(state, message).await?;
+    range::begin(state, &request).await
+}
+
+/// A range to be read in pieces.
+pub(crate) async fn scan(state: &State, message: RangeMessage) -> Result<Unread, ApiError> {
+    let request = readable(state, message).await?;
+    range::scan(state, &request).await
+}
+
+/// What a range asks for, once it may be read from this member's state.
+async fn readable(state: &State, message: RangeMessage) -> Result<RangeRequest, ApiError> {
     let serializable = message.serializable;
     let request = wire::range(message)?;
     if !serializable {
         state.refuse_if_learner()?;
-    }
-    if !serializable {
         state.barrier().await?;
     }
     // Not before: the barrier may have brought this member past the alarm.
     state.refuse_if_corrupt()?;
-    range::answer(state, request).await
+    Ok(request)
 }
 
-pub(crate) async fn put(state: &State, message: PutMessage) -> Result<Answer, ApiError> {
-    let (revision, reply) = state.propose(&Command::Put(wire::put(message)?)).await?;
-    let Reply::Put(reply) = reply else { return Err(OTHER_REPLY) };
-    Ok(Answer::Whole(response::put(&state.header(revision), &reply)))
+pub(crate) async fn put(state: &State, message: PutMessage) -> Result<PutReply, ApiError> {
+    match state.propose(&Command::Put(wire::put(message)?)).await? {
+        (_, Reply::Put(reply)) => Ok(reply),
+        _ => Err(OTHER_REPLY),
+    }
 }
 
-pub(crate) async fn delete_range(state: &State, message: DeleteRangeMessage) -> Result<Answer, ApiError> {
-    let (revision, reply) = state.propose(&Command::DeleteRange(wire::delete_range(message)?)).await?;
-    let Reply::DeleteRange(reply) = reply else { return Err(OTHER_REPLY) };
-    Ok(Answer::Whole(response::delete_range(&state.header(revision), &reply)))
+pub(crate) async fn delete_range(state: &State, message: DeleteRangeMessage) -> Result<DeleteReply, ApiError> {
+    match state.propose(&Command::DeleteRange(wire::delete_range(message)?)).await? {
+        (_, Reply::DeleteRange(reply)) => Ok(reply),
+        _ => Err(OTHER_REPLY),
+    }
 }
 
-pub(crate) async fn txn(state: &State, message: TxnMessage) -> Result<Answer, ApiError> {
+pub(crate) async fn txn(state: &State, message: TxnMessage) -> Result<TxnReply, ApiError> {
     let serializable = reads_are_serializable(&message);
     let request = wire::txn(message, state.txn_ops_max)?;
     if request.is_read_only() {
         return read_only_txn(state, request, serializable).await;
     }
-    let (revision, reply) = state.propose(&Command::Txn(request)).await?;
-    let Reply::Txn(reply) = reply else { return Err(OTHER_REPLY) };
-    Ok(Answer::Whole(response::txn(&state.header(revision), &reply)))
+    match state.propose(&Command::Txn(request)).await? {
+        (_, Reply::Txn(reply)) => Ok(reply),
+        _ => Err(OTHER_REPLY),
+    }
 }
 
 /// A transaction that cannot write is a read: it goes by the barrier, not through the log.
-async fn read_only_txn(state: &State, request: TxnRequest, serializable: bool) -> Result<Answer, ApiError> {
+async fn read_only_txn(state: &State, request: TxnRequest, serializable: bool) -> Result<TxnReply, ApiError> {
     if !serializable {
         state.barrier().await?;
     }
     state.refuse_if_corrupt()?;
     let view = state.reads().kv().view();
-    let revision = view.revision();
-    let reply = if is_small(&request) {
-        view.txn(&request)?
-    } else {
-        range::blocking(state, move || Ok(view.txn(&request)?)).await?
-    };
-    Ok(Answer::Whole(response::txn(&state.header(revision), &reply)))
+    if is_small(&request) {
+        return Ok(view.txn(&request)?);
+    }
+    range::blocking(state, move || Ok(view.txn(&request)?)).await
 }
 
 /// True if every range of the transaction is of one key, or ends after a few of the newest revision.
@@ -85,7 +101,8 @@ fn is_small(txn: &TxnRequest) -> bool {
     txn.compares.iter().all(|compare| compare.range.is_single()) && txn.success.iter().chain(&txn.failure).all(small_op)
 }
 
-pub(crate) async fn compaction(state: &State, message: CompactionMessage) -> Result<Answer, ApiError> {
+/// Returns the revision of the store.
+pub(crate) async fn compact(state: &State, message: CompactionMessage) -> Result<i64, ApiError> {
     let CompactionMessage { revision: requested, physical } = message;
     let (revision, _) = state.propose(&Command::Compact { revision: requested }).await?;
     if physical {
@@ -95,7 +112,7 @@ pub(crate) async fn compaction(state: &State, message: CompactionMessage) -> Res
             Err(_) => tracing::warn!(revision = requested, "answered a physical compaction before its sweep had ended"),
         }
     }
-    Ok(Answer::Whole(response::header_only(&state.header(revision))))
+    Ok(revision)
 }
 
 /// Deletes what compactions dropped, beside the sweeper's job, which may rest at the moment.

@@ -1,18 +1,17 @@
 //! The maintenance service: status, hashes, and handing leadership over.
 
-use tally_mvcc::ReadError;
+use tally_mvcc::{HashKv, ReadError};
 use tally_raftnode::TransferError;
 
-use crate::api::Answer;
 use crate::api::range::blocking;
 use crate::api::state::State;
 use crate::error::{ApiError, Effect};
-use crate::wire::{EmptyMessage, HashKvMessage, Status, TransferMessage, response};
+use crate::wire::{EmptyMessage, HashKvMessage, Status, TransferMessage};
 
 /// How often a hash starts anew because the sweep overtook it.
 const HASH_ATTEMPTS: usize = 3;
 
-pub(crate) fn status(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer, ApiError> {
+pub(crate) fn status(state: &State, EmptyMessage: EmptyMessage) -> Status {
     let (leader, term, is_learner) = {
         let status = state.status.borrow();
         (status.leader.unwrap_or(0), status.term, status.is_learner)
@@ -26,7 +25,8 @@ pub(crate) fn status(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer
         state.reads().alarms().iter().map(|alarm| format!("memberID:{} alarm:{} ", alarm.member_id, alarm.kind.name())),
     );
     let progress = state.node.progress();
-    let answer = Status {
+    Status {
+        revision: state.reads().kv().revision(),
         version: state.version,
         db_size: state.allocated_bytes(),
         db_size_in_use: state.in_use_bytes(),
@@ -37,12 +37,11 @@ pub(crate) fn status(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer
         raft_applied_index: progress.applied,
         errors,
         is_learner,
-    };
-    Ok(Answer::Whole(response::status(&state.header(state.reads().kv().revision()), &answer)))
+    }
 }
 
 /// Hands leadership over; only the leader does, and only to a voter.
-pub(crate) async fn transfer_leadership(state: &State, message: TransferMessage) -> Result<Answer, ApiError> {
+pub(crate) async fn move_leader(state: &State, message: TransferMessage) -> Result<(), ApiError> {
     let target = message.target_id;
     if !state.status.borrow().is_leader {
         return Err(ApiError::NotLeader);
@@ -55,23 +54,22 @@ pub(crate) async fn transfer_leadership(state: &State, message: TransferMessage)
             TransferError::Stopped => ApiError::Stopped(Effect::Unknown),
         })?;
     }
-    // etcd's answer has no header.
-    Ok(Answer::Whole(b"{}".to_vec()))
+    Ok(())
 }
 
-/// A fingerprint of everything: the state root, folded to 32 bits. (etcd's depends on its file format.)
-pub(crate) async fn hash(state: &State, EmptyMessage: EmptyMessage) -> Result<Answer, ApiError> {
+/// The revision, and a fingerprint of everything: the state root, folded to 32 bits. (etcd's depends on its file format.)
+pub(crate) async fn hash(state: &State, EmptyMessage: EmptyMessage) -> Result<(i64, u32), ApiError> {
     state.barrier().await?;
     state.refuse_if_corrupt()?;
     let reads = state.reads();
     let (revision, root) = (reads.kv().revision(), reads.applied().root);
     let hash = (0..4).fold(0, |hash, part| hash ^ (root >> (32 * part)) as u32);
-    Ok(Answer::Whole(response::hash(&state.header(revision), hash)))
+    Ok((revision, hash))
 }
 
-pub(crate) async fn hash_kv(state: &State, message: HashKvMessage) -> Result<Answer, ApiError> {
+pub(crate) async fn hash_kv(state: &State, message: HashKvMessage) -> Result<HashKv, ApiError> {
     let reader = state.reads().kv().clone();
-    let hashed = blocking(state, move || {
+    blocking(state, move || {
         let mut attempt = 1;
         loop {
             match reader.hash_kv(message.revision) {
@@ -80,7 +78,5 @@ pub(crate) async fn hash_kv(state: &State, message: HashKvMessage) -> Result<Ans
             }
         }
     })
-    .await?;
-    let header = state.header(hashed.revision);
-    Ok(Answer::Whole(response::hash_kv(&header, hashed.hash, hashed.compact_revision, hashed.hash_revision)))
+    .await
 }

@@ -1,100 +1,88 @@
 //! What is counted per request, under etcd's names. One instance per server, nothing global.
 //!
-//! etcd's gateway calls its own gRPC services, so a JSON request counts there as a unary RPC; alerts are written against
-//! that, so it counts here, too.
+//! etcd's gateway calls its own gRPC services, so a JSON request counts there as the RPC that it calls; alerts are written
+//! against that, so it counts here, too.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, exponential_buckets,
+    DEFAULT_BUCKETS, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+    exponential_buckets,
 };
 
-use crate::api::Route;
-use crate::error::ApiError;
+use crate::api::{Exchange, Route};
+use crate::error::{ApiError, Code};
+
+/// Client API versions that have a series of their own; clients write what they like, so there is an end to it.
+const CLIENT_VERSIONS_MAX: usize = 32;
+const RPC: [&str; 3] = ["grpc_service", "grpc_method", "grpc_type"];
 
 /// Figures of the client API.
-#[derive(Clone)]
 pub(crate) struct Metrics {
     started: IntCounterVec,
     handled: IntCounterVec,
+    messages_received: IntCounterVec,
+    messages_sent: IntCounterVec,
+    /// Only if metrics are `extensive`, as in etcd.
+    handling: Option<HistogramVec>,
     durations: HistogramVec,
     requests: IntCounterVec,
+    stream_failures: IntCounterVec,
     received_bytes: IntCounter,
     sent_bytes: IntCounter,
     promoted: IntCounter,
     not_promoted: IntCounterVec,
     /// The children of the above that every request touches, by route: looking them up would cost more than counting.
     by_route: Vec<PerRoute>,
-    unary_requests: IntCounter,
+    unknown_versions: [IntCounter; 2],
+    client_versions: Mutex<Vec<String>>,
 }
 
-#[derive(Clone)]
 struct PerRoute {
     started: IntCounter,
     ok: IntCounter,
+    messages_received: IntCounter,
+    messages_sent: IntCounter,
+    handling: Option<Histogram>,
     duration_ok: Histogram,
     duration_failed: Histogram,
 }
 
-impl Route {
-    /// gRPC's names of the service and the method.
-    fn rpc(self) -> (&'static str, &'static str) {
-        match self {
-            Route::Range => ("etcdserverpb.KV", "Range"),
-            Route::Put => ("etcdserverpb.KV", "Put"),
-            Route::DeleteRange => ("etcdserverpb.KV", "DeleteRange"),
-            Route::Txn => ("etcdserverpb.KV", "Txn"),
-            Route::Compaction => ("etcdserverpb.KV", "Compact"),
-            Route::Status => ("etcdserverpb.Maintenance", "Status"),
-            Route::Hash => ("etcdserverpb.Maintenance", "Hash"),
-            Route::HashKv => ("etcdserverpb.Maintenance", "HashKV"),
-            Route::TransferLeadership => ("etcdserverpb.Maintenance", "MoveLeader"),
-            Route::MemberAdd => ("etcdserverpb.Cluster", "MemberAdd"),
-            Route::MemberRemove => ("etcdserverpb.Cluster", "MemberRemove"),
-            Route::MemberUpdate => ("etcdserverpb.Cluster", "MemberUpdate"),
-            Route::MemberList => ("etcdserverpb.Cluster", "MemberList"),
-            Route::MemberPromote => ("etcdserverpb.Cluster", "MemberPromote"),
-        }
-    }
+/// A request that is being handled. Dropped before its end it counts as canceled by the client.
+pub(crate) struct Running {
+    metrics: Arc<Metrics>,
+    route: Route,
+    started: Instant,
+    ended: bool,
+}
 
-    /// The `type` of a request in etcd's duration histogram.
-    fn kind(self) -> &'static str {
-        match self {
-            Route::Range => "range",
-            Route::Put => "put",
-            Route::DeleteRange => "delete_range",
-            Route::Txn => "txn",
-            Route::Compaction => "compaction",
-            Route::Status => "status",
-            Route::Hash => "hash",
-            Route::HashKv => "hash_kv",
-            Route::TransferLeadership => "move_leader",
-            Route::MemberAdd => "member_add",
-            Route::MemberRemove => "member_remove",
-            Route::MemberUpdate => "member_update",
-            Route::MemberList => "member_list",
-            Route::MemberPromote => "member_promote",
-        }
-    }
+fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    IntCounterVec::new(Opts::new(name, help), labels)
 }
 
 impl Metrics {
-    /// Figures that start at zero.
+    /// Figures that start at zero; with the histogram of `grpc_server_handling_seconds` if they are to be `extensive`.
     ///
     /// # Errors
     /// None in practice: the names are fixed and valid.
-    pub(crate) fn new() -> prometheus::Result<Self> {
-        let started = IntCounterVec::new(
-            Opts::new(
-                "grpc_server_started_total",
-                "Requests started, by RPC; JSON requests count as the RPC they call.",
-            ),
-            &["grpc_service", "grpc_method", "grpc_type"],
+    pub(crate) fn new(extensive: bool) -> prometheus::Result<Self> {
+        let started = counters(
+            "grpc_server_started_total",
+            "Requests started, by RPC; JSON requests count as the RPC they call.",
+            &RPC,
         )?;
-        let handled = IntCounterVec::new(
-            Opts::new("grpc_server_handled_total", "Requests answered, by RPC and code of the answer."),
-            &["grpc_service", "grpc_method", "grpc_type", "grpc_code"],
+        let handled = counters(
+            "grpc_server_handled_total",
+            "Requests answered, by RPC and code of the answer.",
+            &[RPC[0], RPC[1], RPC[2], "grpc_code"],
         )?;
+        let messages_received = counters("grpc_server_msg_received_total", "Messages received, by RPC.", &RPC)?;
+        let messages_sent = counters("grpc_server_msg_sent_total", "Messages sent, by RPC.", &RPC)?;
+        let handling =
+            HistogramOpts::new("grpc_server_handling_seconds", "Time from a request's head to its end, by RPC.")
+                .buckets(DEFAULT_BUCKETS.to_vec());
+        let handling = if extensive { Some(HistogramVec::new(handling, &RPC)?) } else { None };
         let durations = HistogramVec::new(
             HistogramOpts::new(
                 "etcd_server_request_duration_seconds",
@@ -103,17 +91,21 @@ impl Metrics {
             .buckets(exponential_buckets(0.001, 2.0, 14)?),
             &["type", "success"],
         )?;
-        let requests = IntCounterVec::new(
-            Opts::new("etcd_server_client_requests_total", "Client requests, by type and client API version."),
+        let requests = counters(
+            "etcd_server_client_requests_total",
+            "Client requests, by type and client API version.",
             &["type", "client_api_version"],
         )?;
         let by_route = Route::ALL
             .iter()
             .map(|route| {
-                let (service, method) = route.rpc();
+                let rpc = [route.service(), route.method(), route.exchange().name()];
                 PerRoute {
-                    started: started.with_label_values(&[service, method, "unary"]),
-                    ok: handled.with_label_values(&[service, method, "unary", "OK"]),
+                    started: started.with_label_values(&rpc),
+                    ok: handled.with_label_values(&[rpc[0], rpc[1], rpc[2], "OK"]),
+                    messages_received: messages_received.with_label_values(&rpc),
+                    messages_sent: messages_sent.with_label_values(&rpc),
+                    handling: handling.as_ref().map(|handling| handling.with_label_values(&rpc)),
                     duration_ok: durations.with_label_values(&[route.kind(), "true"]),
                     duration_failed: durations.with_label_values(&[route.kind(), "false"]),
                 }
@@ -122,62 +114,86 @@ impl Metrics {
         Ok(Self {
             received_bytes: IntCounter::new(
                 "etcd_network_client_grpc_received_bytes_total",
-                "Bytes of request bodies received from clients.",
+                "Bytes of requests received from clients.",
             )?,
             sent_bytes: IntCounter::new(
                 "etcd_network_client_grpc_sent_bytes_total",
-                "Bytes of response bodies sent to clients.",
+                "Bytes of responses sent to clients.",
             )?,
             promoted: IntCounter::new(
                 "etcd_server_learner_promote_successes",
                 "Learners that became voters at the request of a client of this member.",
             )?,
-            not_promoted: IntCounterVec::new(
-                Opts::new("etcd_server_learner_promote_failures", "Learners that did not become voters, by reason."),
+            not_promoted: counters(
+                "etcd_server_learner_promote_failures",
+                "Learners that did not become voters, by reason.",
                 &["Reason"],
             )?,
-            unary_requests: requests.with_label_values(&["unary", "unknown"]),
+            stream_failures: counters(
+                "etcd_network_server_stream_failures_total",
+                "Streams that broke while receiving or sending, by API.",
+                &["Type", "API"],
+            )?,
+            unknown_versions: ["unary", "stream"].map(|kind| requests.with_label_values(&[kind, "unknown"])),
+            client_versions: Mutex::default(),
             started,
             handled,
+            messages_received,
+            messages_sent,
+            handling,
             durations,
             requests,
             by_route,
         })
     }
 
-    /// Makes the figures part of what the registry exposes, whether metrics are `basic` or `extensive`.
+    /// Makes the figures part of what the registry exposes.
     ///
     /// # Errors
     /// If the registry has figures of these names already.
     pub(crate) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
         registry.register(Box::new(self.started.clone()))?;
         registry.register(Box::new(self.handled.clone()))?;
+        registry.register(Box::new(self.messages_received.clone()))?;
+        registry.register(Box::new(self.messages_sent.clone()))?;
+        if let Some(handling) = &self.handling {
+            registry.register(Box::new(handling.clone()))?;
+        }
         registry.register(Box::new(self.durations.clone()))?;
         registry.register(Box::new(self.requests.clone()))?;
+        registry.register(Box::new(self.stream_failures.clone()))?;
         registry.register(Box::new(self.promoted.clone()))?;
         registry.register(Box::new(self.not_promoted.clone()))?;
         registry.register(Box::new(self.received_bytes.clone()))?;
         registry.register(Box::new(self.sent_bytes.clone()))
     }
 
-    pub(crate) fn started(&self, route: Route) {
-        self.unary_requests.inc();
+    /// A request begins, from a client that says which API version it speaks, or does not.
+    pub(crate) fn begin(self: &Arc<Self>, route: Route, client_version: Option<&str>) -> Running {
+        match client_version {
+            None => self.unknown_versions[usize::from(route.exchange() != Exchange::Unary)].inc(),
+            Some(version) => self.count_version(route, version),
+        }
         self.by_route[route as usize].started.inc();
+        Running { metrics: Arc::clone(self), route, started: Instant::now(), ended: false }
     }
 
-    pub(crate) fn finished(&self, route: Route, elapsed: Duration, error: Option<&ApiError>) {
-        let per_route = &self.by_route[route as usize];
-        match error {
-            None => {
-                per_route.ok.inc();
-                per_route.duration_ok.observe(elapsed.as_secs_f64());
-            }
-            Some(error) => {
-                let (service, method) = route.rpc();
-                self.handled.with_label_values(&[service, method, "unary", error.code().name()]).inc();
-                per_route.duration_failed.observe(elapsed.as_secs_f64());
-            }
+    fn count_version(&self, route: Route, version: &str) {
+        let kind = if route.exchange() == Exchange::Unary { "unary" } else { "stream" };
+        let mut known = self.client_versions.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = known.iter().any(|one| one == version);
+        if !is_known && known.len() < CLIENT_VERSIONS_MAX {
+            known.push(version.to_owned());
+        } else if !is_known {
+            return self.requests.with_label_values(&[kind, "other"]).inc();
         }
+        self.requests.with_label_values(&[kind, version]).inc();
+    }
+
+    /// A stream of this API broke while it was `receive`d or `send`ed, as etcd names it.
+    #[allow(dead_code)]
+    pub(crate) fn stream_failed(&self, direction: &str, api: &str) {
+        self.stream_failures.with_label_values(&[direction, api]).inc();
     }
 
     pub(crate) fn promoted(&self, error: Option<&ApiError>) {
@@ -187,17 +203,56 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn received(&self, bytes: usize) {
+    /// A message, or the body of a JSON request, has been received.
+    pub(crate) fn received(&self, route: Route, bytes: usize) {
+        self.by_route[route as usize].messages_received.inc();
         self.received_bytes.inc_by(bytes as u64);
     }
 
-    pub(crate) fn sent(&self, bytes: usize) {
+    /// A message, or the body of a JSON response, is sent.
+    pub(crate) fn sent(&self, route: Route, bytes: usize) {
+        self.by_route[route as usize].messages_sent.inc();
         self.sent_bytes.inc_by(bytes as u64);
     }
 
     /// The counter of bytes sent, for answers that are sent in pieces.
     pub(crate) fn sent_bytes(&self) -> IntCounter {
         self.sent_bytes.clone()
+    }
+
+    fn finished(&self, route: Route, elapsed: Duration, code: Option<Code>) {
+        let per_route = &self.by_route[route as usize];
+        let elapsed = elapsed.as_secs_f64();
+        match code {
+            None => {
+                per_route.ok.inc();
+                per_route.duration_ok.observe(elapsed);
+            }
+            Some(code) => {
+                let (service, method) = (route.service(), route.method());
+                self.handled.with_label_values(&[service, method, route.exchange().name(), code.name()]).inc();
+                per_route.duration_failed.observe(elapsed);
+            }
+        }
+        if let Some(handling) = &per_route.handling {
+            handling.observe(elapsed);
+        }
+    }
+}
+
+impl Running {
+    /// The request has its answer; `None` is a result.
+    pub(crate) fn end(mut self, error: Option<&ApiError>) {
+        self.ended = true;
+        self.metrics.finished(self.route, self.started.elapsed(), error.map(ApiError::code));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.metrics.finished(self.route, self.started.elapsed(), Some(Code::Canceled));
+        }
     }
 }
 
@@ -206,26 +261,52 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    #[test]
-    fn requests_are_counted_by_route_and_outcome() {
-        let metrics = Metrics::new().unwrap();
+    fn text(metrics: &Metrics) -> String {
         let registry = Registry::new();
         metrics.register(&registry).unwrap();
+        prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap()
+    }
+
+    #[test]
+    fn requests_are_counted_by_route_and_outcome() {
+        let metrics = Arc::new(Metrics::new(false).unwrap());
         for route in Route::ALL {
-            assert_eq!(Route::ALL[route as usize], route);
-            metrics.started(route);
+            drop(metrics.begin(*route, Some("3.6")));
         }
-        metrics.finished(Route::Put, Duration::from_millis(3), None);
-        metrics.finished(Route::Txn, Duration::from_millis(3), Some(&ApiError::TooManyOps));
-        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        metrics.begin(Route::Put, None).end(None);
+        metrics.begin(Route::Txn, None).end(Some(&ApiError::TooManyOps));
+        let text = text(&metrics);
         for line in [
             r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
+            r#"grpc_server_handled_total{grpc_code="Canceled",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
             r#"grpc_server_handled_total{grpc_code="InvalidArgument",grpc_method="Txn",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
+            r#"grpc_server_started_total{grpc_method="RangeStream",grpc_service="etcdserverpb.KV",grpc_type="server_stream"} 1"#,
             r#"etcd_server_request_duration_seconds_count{success="true",type="put"} 1"#,
-            r#"etcd_server_request_duration_seconds_bucket{success="false",type="txn",le="0.004"} 1"#,
-            r#"etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 14"#,
+            r#"etcd_server_request_duration_seconds_count{success="false",type="txn"} 2"#,
+            r#"etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 2"#,
+            r#"etcd_server_client_requests_total{client_api_version="3.6",type="stream"} 1"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+        assert!(!text.contains("grpc_server_handling_seconds"));
+    }
+
+    #[test]
+    fn the_histogram_of_every_rpc_is_extensive() {
+        let metrics = Arc::new(Metrics::new(true).unwrap());
+        metrics.begin(Route::Put, None).end(None);
+        let line = r#"grpc_server_handling_seconds_count{grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#;
+        assert!(text(&metrics).contains(line));
+    }
+
+    #[test]
+    fn clients_cannot_make_series_without_end() {
+        let metrics = Arc::new(Metrics::new(false).unwrap());
+        for number in 0..1_000 {
+            metrics.begin(Route::Put, Some(&format!("9.{number}"))).end(None);
+        }
+        let series =
+            text(&metrics).lines().filter(|line| line.starts_with("etcd_server_client_requests_total")).count();
+        assert!(series <= CLIENT_VERSIONS_MAX + 3, "{series}");
     }
 }

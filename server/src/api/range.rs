@@ -4,20 +4,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tally_mvcc::{RangeRequest, Scan, SortOrder, SortTarget, View};
+use tally_mvcc::{RangeRequest, RangeResult, Scan, SortOrder, SortTarget, View};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use crate::api::Answer;
 use crate::api::state::State;
-use crate::api::stream::{self, Pieces, SLOW_PIECE};
+use crate::api::stream::{self, PIECE_BYTES, PIECE_RECORDS, SLOW_PIECE};
 use crate::error::{ApiError, Effect};
-use crate::wire::{RangeWriter, response};
 
 /// Up to this limit a range is read in one go.
 pub(crate) const SMALL_LIMIT: i64 = 128;
-/// Records in an answer that is still built in memory as a whole; bytes of its JSON likewise.
+/// Records in an answer that is still built in memory as a whole; bytes of records likewise.
 const WHOLE_RECORDS_MAX: usize = 1_000;
-const WHOLE_BYTES_MAX: usize = 1024 * 1024;
+const WHOLE_BYTES_MAX: usize = 512 * 1024;
 /// Work that others do not notice waiting for.
 const UNNOTICED: Duration = Duration::from_micros(100);
 /// Stores of up to so many keys may be walked in place, whatever is asked.
@@ -25,30 +24,83 @@ const WALK_KEYS_MAX: u64 = 1_000;
 /// How often a read starts anew because the sweep overtook it.
 const READ_ATTEMPTS: usize = 3;
 
-/// Answers a range from the newest state that this member has applied.
-pub(crate) async fn answer(state: &State, request: RangeRequest) -> Result<Answer, ApiError> {
+/// An answer, or the beginning of one that is large.
+pub(crate) struct Begun {
+    /// All of it if nothing is left, else with the first records.
+    pub(crate) result: RangeResult,
+    pub(crate) rest: Option<Unread>,
+}
+
+/// What is left to be read of a large answer.
+pub(crate) struct Unread {
+    pub(crate) scan: Scan,
+    /// The right to keep a view of the store for as long as it takes.
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// A whole answer.
+pub(crate) struct Whole {
+    pub(crate) result: RangeResult,
+    /// Held by a large answer until it has been sent.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Answers a range from the newest state that this member has applied; of a large answer only the beginning.
+pub(crate) async fn begin(state: &State, request: &RangeRequest) -> Result<Begun, ApiError> {
     let mut attempt = 1;
     loop {
-        let view = state.reads().kv().view();
-        let result = match is_cheap(&view, &request) {
-            true if is_small(&request) => small(state, &view, &request),
-            true => match view.scan(&request) {
-                Ok(scan) => large(state, scan).await,
-                Err(error) => Err(error.into()),
-            },
-            false => {
-                let request = request.clone();
-                match blocking(state, move || Ok(view.scan(&request)?)).await {
-                    Ok(scan) => large(state, scan).await,
-                    Err(error) => Err(error),
-                }
-            }
-        };
-        match result {
+        match begin_once(state, request).await {
             Err(ApiError::ViewOvertaken) if attempt < READ_ATTEMPTS => attempt += 1,
             answer => return answer,
         }
     }
+}
+
+/// Answers a range from the newest state that this member has applied, however large the answer is.
+pub(crate) async fn whole(state: &State, request: &RangeRequest) -> Result<Whole, ApiError> {
+    let mut attempt = 1;
+    loop {
+        let begun = begin_once(state, request).await;
+        let answer = match begun {
+            Ok(Begun { result, rest: None }) => return Ok(Whole { result, permit: None }),
+            Ok(Begun { mut result, rest: Some(Unread { scan, permit }) }) => {
+                let read = gather(scan, &mut result, usize::MAX, usize::MAX).await;
+                read.map(|_| Whole { result, permit: Some(permit) })
+            }
+            Err(error) => Err(error),
+        };
+        match answer {
+            Err(ApiError::ViewOvertaken) if attempt < READ_ATTEMPTS => attempt += 1,
+            answer => return answer,
+        }
+    }
+}
+
+/// A range to be read in pieces from the newest state that this member has applied.
+pub(crate) async fn scan(state: &State, request: &RangeRequest) -> Result<Unread, ApiError> {
+    let scan = open(state, state.reads().kv().view(), request).await?;
+    Ok(Unread { scan, permit: permit(state)? })
+}
+
+async fn begin_once(state: &State, request: &RangeRequest) -> Result<Begun, ApiError> {
+    let view = state.reads().kv().view();
+    if is_cheap(&view, request) && is_small(request) {
+        return Ok(Begun { result: view.range(request)?, rest: None });
+    }
+    large(state, open(state, view, request).await?).await
+}
+
+async fn open(state: &State, view: View, request: &RangeRequest) -> Result<Scan, ApiError> {
+    if is_cheap(&view, request) {
+        return Ok(view.scan(request)?);
+    }
+    let request = request.clone();
+    blocking(state, move || Ok(view.scan(&request)?)).await
+}
+
+/// The right to keep a view while a client takes a large answer; so many have it at a time.
+fn permit(state: &State) -> Result<OwnedSemaphorePermit, ApiError> {
+    Arc::clone(&state.streams).try_acquire_owned().map_err(|_| ApiError::TooManyRequests)
 }
 
 /// True if the range is in key order and unfiltered, so that it costs what it answers.
@@ -71,26 +123,33 @@ fn is_small(request: &RangeRequest) -> bool {
     request.range.is_single() || request.options.count_only || (1..=SMALL_LIMIT).contains(&request.options.limit)
 }
 
-fn small(state: &State, view: &View, request: &RangeRequest) -> Result<Answer, ApiError> {
-    let result = view.range(request)?;
-    Ok(Answer::Whole(response::range(&state.header(result.revision), &result)))
+/// Reads what may be large, up to a bound.
+async fn large(state: &State, scan: Scan) -> Result<Begun, ApiError> {
+    let mut result = RangeResult { kvs: Vec::new(), more: scan.more(), count: scan.count(), revision: scan.revision() };
+    let rest = match gather(scan, &mut result, WHOLE_RECORDS_MAX, WHOLE_BYTES_MAX).await? {
+        Some(scan) => Some(Unread { scan, permit: permit(state)? }),
+        None => None,
+    };
+    Ok(Begun { result, rest })
 }
 
-/// Builds an answer that may be large, in pieces between which others run; beyond a bound the rest is sent as it is made.
-async fn large(state: &State, mut scan: Scan) -> Result<Answer, ApiError> {
-    let header = state.header(scan.revision());
-    let mut writer = RangeWriter::new(&header);
-    let (mut records, mut worked) = (0, Duration::ZERO);
+/// Reads records in pieces, between which others run, until there are more than so many: then the rest is given back.
+async fn gather(
+    mut scan: Scan,
+    result: &mut RangeResult,
+    records_max: usize,
+    bytes_max: usize,
+) -> Result<Option<Scan>, ApiError> {
+    let (mut bytes, mut worked) = (0, Duration::ZERO);
     loop {
         let started = Instant::now();
-        let (rest, piece) = stream::read(scan, worked > SLOW_PIECE).await?;
+        let (rest, piece) = stream::read(scan, PIECE_RECORDS, PIECE_BYTES, worked > SLOW_PIECE).await?;
         scan = rest;
-        let Some(piece) = piece? else { return Ok(Answer::Whole(writer.finish(scan.more(), scan.count()))) };
-        writer.extend(&piece);
-        records += piece.len();
-        if records > WHOLE_RECORDS_MAX || writer.len() > WHOLE_BYTES_MAX {
-            let permit = Arc::clone(&state.streams).try_acquire_owned().map_err(|_| ApiError::TooManyRequests)?;
-            return Ok(Answer::Pieces(Pieces::new(scan, writer, state.metrics.sent_bytes(), permit)));
+        let Some(piece) = piece? else { return Ok(None) };
+        bytes += piece.iter().map(|record| record.bytes().len()).sum::<usize>();
+        result.kvs.extend(piece);
+        if result.kvs.len() > records_max || bytes > bytes_max {
+            return Ok(Some(scan));
         }
         worked += started.elapsed();
         if worked > UNNOTICED {

@@ -13,7 +13,7 @@ use crate::error::{ApiError, Effect};
 use crate::leadership::Leadership;
 use crate::metrics::Sizes;
 use crate::preflight::{self, Quota};
-use crate::wire::Header;
+use crate::wire::{Header, Identity};
 
 /// Range answers that are being sent in pieces at the same time; each keeps one view of the store.
 const STREAMS_MAX: usize = 64;
@@ -63,7 +63,7 @@ pub(crate) struct State {
     pub(crate) body_bytes_max: usize,
     pub(crate) txn_ops_max: usize,
     pub(crate) request_timeout: Duration,
-    identity: Vec<u8>,
+    identity: Identity,
 }
 
 impl State {
@@ -85,7 +85,7 @@ impl State {
             body_bytes_max: preflight::body_bytes_max(request_bytes_max),
             txn_ops_max: limits.txn_ops_max,
             request_timeout: limits.request_timeout,
-            identity: Header::identity(cluster_id, member_id),
+            identity: Identity::new(cluster_id, member_id),
         }
     }
 

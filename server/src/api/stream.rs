@@ -19,8 +19,8 @@ use crate::error::ApiError;
 use crate::wire::RangeWriter;
 
 /// Records in a piece; bytes of records likewise.
-const PIECE_RECORDS: usize = 64;
-const PIECE_BYTES: usize = 64 * 1024;
+pub(crate) const PIECE_RECORDS: usize = 64;
+pub(crate) const PIECE_BYTES: usize = 64 * 1024;
 /// A piece that took longer than this came from the disk.
 pub(crate) const SLOW_PIECE: Duration = Duration::from_millis(1);
 /// After a piece, others get this many times its duration if they want it.
@@ -81,7 +81,7 @@ impl Producer {
             return (self, Err(ApiError::Defect { what: "a stream went on after its end" }));
         };
         let started = Instant::now();
-        let (scan, piece) = match read(scan, self.worked > SLOW_PIECE).await {
+        let (scan, piece) = match read(scan, PIECE_RECORDS, PIECE_BYTES, self.worked > SLOW_PIECE).await {
             Ok(read) => read,
             Err(error) => return (self, Err(error)),
         };
@@ -104,9 +104,14 @@ impl Producer {
 pub(crate) type Piece = Result<Option<Vec<Record>>, ReadError>;
 
 /// Reads the next piece, here or on a thread that may block.
-pub(crate) async fn read(mut scan: Scan, may_block: bool) -> Result<(Scan, Piece), ApiError> {
+pub(crate) async fn read(
+    mut scan: Scan,
+    records_max: usize,
+    bytes_max: usize,
+    may_block: bool,
+) -> Result<(Scan, Piece), ApiError> {
     let read = move || {
-        let piece = scan.next_piece(PIECE_RECORDS, PIECE_BYTES);
+        let piece = scan.next_piece(records_max, bytes_max);
         (scan, piece)
     };
     if !may_block {

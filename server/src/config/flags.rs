@@ -176,7 +176,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         Refuse("there is no Go runtime to profile; use `perf record -g -p PID`"),
         "refused",
     ),
-    flag("metrics", Text, "basic", Serve, "`basic` or `extensive`; both show everything"),
+    flag("metrics", Text, "basic", Serve, "`basic`, or `extensive`: a histogram for every RPC, too"),
     flag("listen-metrics-urls", List, "", Serve, "further URLs for /metrics and the health endpoints"),
     flag("logger", Text, "zap", Accept("logs are structured in any case"), "accepted"),
     flag("log-outputs", List, "default", Serve, "`stderr` (default), `stdout`, or paths of files, comma-separated"),

@@ -191,6 +191,8 @@ pub struct Config {
     pub listen_client_urls: Vec<Url>,
     /// Where other members are served.
     pub listen_peer_urls: Vec<Url>,
+    /// Whether metrics have a histogram of durations for every RPC.
+    pub extensive_metrics: bool,
     /// Further places where metrics and health are served.
     pub listen_metrics_urls: Vec<Url>,
     /// What clients are told.

@@ -40,8 +40,6 @@ impl Config {
         reachable("initial-advertise-peer-urls", &advertise_peer_urls)?;
         let initial_cluster = initial_cluster(&values, &name, &advertise_peer_urls)?;
         let (heartbeat_ms, election_ms) = timing(&values)?;
-        // Histograms per kind of request cost next to nothing here, so both settings show them.
-        choice(&values, "metrics", &[("basic", ()), ("extensive", ())])?;
         let data_dir = match values.text("data-dir") {
             "" => PathBuf::from(format!("{name}.etcd")),
             given => PathBuf::from(given),
@@ -52,6 +50,7 @@ impl Config {
             wal_dir,
             listen_client_urls,
             listen_peer_urls,
+            extensive_metrics: choice(&values, "metrics", &[("basic", false), ("extensive", true)])?,
             listen_metrics_urls: listen(&values, "listen-metrics-urls", false)?,
             advertise_client_urls,
             advertise_peer_urls,

@@ -19,6 +19,7 @@ use hyper_util::service::TowerToHyperService;
 
 use super::connections::{Connection, Order, Request as Open};
 use crate::config::Allowed;
+use crate::grpc::{Grpc, Reply, is_grpc};
 
 /// The routes of a listener with what guards them.
 pub(crate) struct Front {
@@ -26,16 +27,23 @@ pub(crate) struct Front {
     hosts: Allowed,
     /// `None`: browsers have no business here.
     origins: Option<Allowed>,
+    /// Where gRPC is spoken.
+    grpc: Option<Grpc>,
 }
 
 impl Front {
     pub(crate) fn new(routes: Router, hosts: Allowed, origins: Allowed) -> Front {
-        Front { routes: TowerToHyperService::new(routes), hosts, origins: Some(origins) }
+        Front { routes: TowerToHyperService::new(routes), hosts, origins: Some(origins), grpc: None }
+    }
+
+    /// The same, and gRPC beside them. Host names and origins do not matter to it: no browser speaks it.
+    pub(crate) fn with_grpc(self, grpc: Grpc) -> Front {
+        Front { grpc: Some(grpc), ..self }
     }
 
     /// For other members, who come by any name and from no web page.
     pub(crate) fn for_peers(routes: Router) -> Front {
-        Front { routes: TowerToHyperService::new(routes), hosts: Allowed::All, origins: None }
+        Front { routes: TowerToHyperService::new(routes), hosts: Allowed::All, origins: None, grpc: None }
     }
 
     pub(super) async fn call(
@@ -44,6 +52,13 @@ impl Front {
         connection: Arc<Connection>,
     ) -> Result<Response<Tracked>, Infallible> {
         let mut open = connection.begin();
+        if let Some(grpc) = &self.grpc
+            && is_grpc(&request)
+        {
+            let response = grpc.call(request).await;
+            open.respond();
+            return Ok(response.map(|reply| Tracked { body: Form::Grpc(reply), _open: open }));
+        }
         let is_http1 = request.version() < Version::HTTP_2;
         let mut response = match self.refuse(&request) {
             Some(refusal) => refusal,
@@ -55,7 +70,7 @@ impl Front {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         open.respond();
-        Ok(response.map(|body| Tracked { body, _open: open }))
+        Ok(response.map(|body| Tracked { body: Form::Plain(body), _open: open }))
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
@@ -119,8 +134,13 @@ fn with_cors(mut response: Response<Body>, origin: Option<HeaderValue>) -> Respo
 
 /// A response's body that ends its request when it has been sent, or given up.
 pub(super) struct Tracked {
-    body: Body,
+    body: Form,
     _open: Open,
+}
+
+enum Form {
+    Plain(Body),
+    Grpc(Reply),
 }
 
 impl HttpBody for Tracked {
@@ -128,15 +148,25 @@ impl HttpBody for Tracked {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        match &mut self.body {
+            Form::Plain(body) => Pin::new(body).poll_frame(cx),
+            Form::Grpc(reply) => Pin::new(reply).poll_frame(cx).map_err(axum::Error::new),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Form::Plain(body) => body.is_end_stream(),
+            Form::Grpc(reply) => reply.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Form::Plain(body) => body.size_hint(),
+            // Messages say how long they are themselves.
+            Form::Grpc(_) => SizeHint::default(),
+        }
     }
 }
 

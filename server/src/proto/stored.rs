@@ -10,6 +10,7 @@ macro_rules! encoded {
     ($(#[$docs:meta])* $name:ident) => {
         $(#[$docs])*
         #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+        #[allow(dead_code)]
         pub(crate) struct $name(Bytes);
 
         impl Message for $name {

@@ -1,31 +1,44 @@
 //! The response messages, written once from the replies and the stored records, with etcd's names in etcd's order.
 
-use tally_mvcc::{DeleteReply, OpReply, PutReply, RangeResult, Record, TxnReply};
+use prost::Message as _;
+use tally_mvcc::{DeleteReply, HashKv, OpReply, PutReply, RangeResult, Record, TxnReply};
 
 use crate::error::{ApiError, Effect};
+use crate::proto::etcdserverpb::ResponseHeader;
 use crate::wire::write;
 
 /// What every response begins with: who answers, at which revision and term.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Header<'a> {
-    /// The two ids as they are written: see [`Header::identity`].
-    pub(crate) identity: &'a [u8],
+    /// The two ids.
+    pub(crate) identity: &'a Identity,
     /// The store's revision; not written if zero.
     pub(crate) revision: i64,
     /// The Raft term.
     pub(crate) term: u64,
 }
 
-impl Header<'_> {
-    /// The part of a header that never changes, made once per server.
-    pub(crate) fn identity(cluster_id: u64, member_id: u64) -> Vec<u8> {
-        format!("{{\"header\":{{\"cluster_id\":\"{cluster_id}\",\"member_id\":\"{member_id}\"").into_bytes()
-    }
+/// The part of a header that never changes, in both wire forms; made once per server.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    json: Vec<u8>,
+    /// The first two fields of the message `ResponseHeader`.
+    pub(crate) protobuf: Vec<u8>,
+}
 
+impl Identity {
+    pub(crate) fn new(cluster_id: u64, member_id: u64) -> Identity {
+        let json = format!("{{\"header\":{{\"cluster_id\":\"{cluster_id}\",\"member_id\":\"{member_id}\"").into_bytes();
+        let ids = ResponseHeader { cluster_id, member_id, ..ResponseHeader::default() };
+        Identity { json, protobuf: ids.encode_to_vec() }
+    }
+}
+
+impl Header<'_> {
     /// The beginning of a response, with room for `capacity` bytes in all.
     fn begin(&self, capacity: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(capacity + HEADER_BYTES);
-        out.extend_from_slice(self.identity);
+        out.extend_from_slice(&self.identity.json);
         write::signed(&mut out, ",\"revision\":\"", self.revision);
         write::unsigned(&mut out, ",\"raft_term\":\"", self.term);
         out.push(b'}');
@@ -72,7 +85,7 @@ pub(crate) fn header_only(header: &Header<'_>) -> Vec<u8> {
     out
 }
 
-pub(crate) fn status(header: &Header<'_>, status: &Status<'_>) -> Vec<u8> {
+pub(crate) fn status(header: &Header<'_>, status: &Status) -> Vec<u8> {
     let mut out = header.begin(512);
     text(&mut out, ",\"version\":", status.version);
     write::unsigned(&mut out, ",\"dbSize\":\"", status.db_size);
@@ -107,8 +120,21 @@ pub(crate) struct Member {
     pub(crate) is_learner: bool,
 }
 
+/// The members after a request, and the one that was added, if one was.
+pub(crate) struct Members {
+    pub(crate) added: Option<Member>,
+    pub(crate) members: Vec<Member>,
+}
+
+impl Members {
+    pub(crate) fn new(members: Vec<Member>) -> Members {
+        Members { added: None, members }
+    }
+}
+
 /// The members, and before them the one that was added, if one was.
-pub(crate) fn members(header: &Header<'_>, added: Option<&Member>, members: &[Member]) -> Vec<u8> {
+pub(crate) fn members(header: &Header<'_>, members: &Members) -> Vec<u8> {
+    let Members { added, members } = members;
     let mut out = header.begin(256 * (members.len() + 1));
     if let Some(added) = added {
         out.extend_from_slice(b",\"member\":");
@@ -150,11 +176,11 @@ pub(crate) fn hash(header: &Header<'_>, hash: u32) -> Vec<u8> {
     out
 }
 
-pub(crate) fn hash_kv(header: &Header<'_>, hash: u32, compact_revision: i64, hash_revision: i64) -> Vec<u8> {
+pub(crate) fn hash_kv(header: &Header<'_>, hashed: &HashKv) -> Vec<u8> {
     let mut out = header.begin(96);
-    hash_field(&mut out, hash);
-    write::signed(&mut out, ",\"compact_revision\":\"", compact_revision);
-    write::signed(&mut out, ",\"hash_revision\":\"", hash_revision);
+    hash_field(&mut out, hashed.hash);
+    write::signed(&mut out, ",\"compact_revision\":\"", hashed.compact_revision);
+    write::signed(&mut out, ",\"hash_revision\":\"", hashed.hash_revision);
     out.push(b'}');
     out
 }
@@ -274,8 +300,10 @@ fn txn_bytes(reply: &TxnReply) -> usize {
 
 /// What the answer to a status request says.
 #[derive(Clone, Debug)]
-pub(crate) struct Status<'a> {
-    pub(crate) version: &'a str,
+pub(crate) struct Status {
+    /// The store's revision.
+    pub(crate) revision: i64,
+    pub(crate) version: &'static str,
     pub(crate) db_size: u64,
     pub(crate) db_size_in_use: u64,
     /// As given by the flag; negative is off.

@@ -47,7 +47,7 @@ const MEMBER: u64 = 7383792418829112008;
 const HEAD: &str = r#"{"header":{"cluster_id":"15875391935852295136","member_id":"7383792418829112008","#;
 
 fn check(write: impl FnOnce(&Header<'_>) -> Vec<u8>, revision: i64, rest: &str) {
-    let identity = Header::identity(CLUSTER, MEMBER);
+    let identity = Identity::new(CLUSTER, MEMBER);
     let body = String::from_utf8(write(&Header { identity: &identity, revision, term: 2 })).unwrap();
     assert_eq!(body, format!("{HEAD}{rest}"));
     serde_json::from_str::<Value>(&body).unwrap();
@@ -74,7 +74,7 @@ fn ranges() {
 
 #[test]
 fn pieces_make_the_same_answer_as_a_whole() {
-    let identity = Header::identity(CLUSTER, MEMBER);
+    let identity = Identity::new(CLUSTER, MEMBER);
     let header = Header { identity: &identity, revision: 9, term: 2 };
     for count in [0, 1, 5] {
         let result = RangeResult { kvs: vec![foo(); count], more: count == 5, count: count as i64, revision: 9 };
@@ -134,6 +134,7 @@ fn transactions() {
 #[test]
 fn status_and_hashes() {
     let answer = Status {
+        revision: 8,
         version: "3.6.0",
         db_size: 20480,
         db_size_in_use: 16384,
@@ -156,7 +157,7 @@ fn status_and_hashes() {
     );
     check(|header| hash(header, 3453095233), 8, r#""revision":"8","raft_term":"2"},"hash":3453095233}"#);
     check(
-        |header| hash_kv(header, 1, -1, 8),
+        |header| hash_kv(header, &HashKv { hash: 1, compact_revision: -1, hash_revision: 8, revision: 8 }),
         8,
         r#""revision":"8","raft_term":"2"},"hash":1,"compact_revision":"-1","hash_revision":"8"}"#,
     );
@@ -193,15 +194,15 @@ fn members_are_listed_with_and_without_one_that_was_added() {
     let (learner, voter) = (member(2792582537802098741, "", 9, true), member(5894494690950802029, "a", 34701, false));
     let learner_json = r#"{"ID":"2792582537802098741","peerURLs":["http://127.0.0.1:9"],"isLearner":true}"#;
     let voter_json = r#"{"ID":"5894494690950802029","name":"a","peerURLs":["http://127.0.0.1:34701"],"clientURLs":["http://127.0.0.1:34700"]}"#;
-    let both = [learner.clone(), voter.clone()];
+    let both = vec![learner.clone(), voter.clone()];
     let rest = format!(r#""raft_term":"2"}},"member":{learner_json},"members":[{learner_json},{voter_json}]}}"#);
-    check(|header| members(header, Some(&learner), &both), 0, &rest);
+    check(|header| members(header, &Members { added: Some(learner), members: both }), 0, &rest);
     check(
-        |header| members(header, None, std::slice::from_ref(&voter)),
+        |header| members(header, &Members::new(vec![voter])),
         0,
         &format!(r#""raft_term":"2"}},"members":[{voter_json}]}}"#),
     );
-    check(|header| members(header, None, &[]), 0, r#""raft_term":"2"}}"#);
+    check(|header| members(header, &Members::new(vec![])), 0, r#""raft_term":"2"}}"#);
 }
 
 #[test]

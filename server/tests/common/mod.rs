@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub mod cluster;
+pub mod grpc;
 pub mod ports;
 
 /// How long anything may take before a test gives up. Nothing waits for it when all is well.

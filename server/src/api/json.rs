@@ -1,0 +1,160 @@
+//! The JSON form: `POST` with a JSON body at the paths of etcd's gateway.
+//!
+//! ```text
+//!   request ──► route ──► body (bounded) ──► wire::decode ──► rpc ──► wire::response, whole or in pieces
+//! ```
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{Method, StatusCode};
+
+use crate::api::range::{Begun, Unread};
+use crate::api::stream::Pieces;
+use crate::api::{Route, State, admit, body, cluster, kv, maintenance};
+use crate::error::ApiError;
+use crate::wire::{Members, RangeWriter, decode, response};
+
+/// The body of a result.
+enum Answer {
+    Whole(Vec<u8>),
+    Pieces(Pieces),
+}
+
+/// Set to `true`, a request wants to hear at once that there is no leader. The first is how etcd's gateway wants it written.
+const HAS_LEADER: [&str; 2] = ["grpc-metadata-hasleader", "hasleader"];
+
+fn requires_leader(request: &Request) -> bool {
+    HAS_LEADER.iter().any(|name| request.headers().get(*name).is_some_and(|value| value == "true"))
+}
+
+/// All routes of the client API. Paths that nobody else knows end here too and are answered as etcd answers them.
+pub(crate) fn router(state: Arc<State>) -> Router {
+    Router::new().fallback(move |request: Request| {
+        let state = Arc::clone(&state);
+        async move { handle(&state, request).await }
+    })
+}
+
+async fn handle(state: &State, request: Request) -> Response {
+    let path = request.uri().path();
+    // `/v3beta/` is what the gateway was called before 3.4.
+    let route = match path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/")).map(Route::of_json) {
+        Some(Some(route)) if request.method() == Method::POST => Ok(route),
+        Some(Some(_)) => Err(refusal(&ApiError::WrongMethod)),
+        Some(None) => Err(refusal(&ApiError::UnknownPath)),
+        None => Err(page_not_found()),
+    };
+    let route = match route {
+        Ok(route) => route,
+        Err(response) => {
+            body::discard(request.into_body(), state.body_bytes_max).await;
+            return response;
+        }
+    };
+    let running = state.metrics.begin(route, None);
+    let requires_leader = requires_leader(&request);
+    let result = match body::read(request.into_body(), state.body_bytes_max).await {
+        Ok(body) => {
+            state.metrics.received(route, body.len());
+            answer(state, route, requires_leader, &body).await
+        }
+        Err(error) => Err(error),
+    };
+    running.end(result.as_ref().err());
+    match result {
+        Ok(Answer::Whole(body)) => {
+            state.metrics.sent(route, body.len());
+            success(Body::from(body))
+        }
+        Ok(Answer::Pieces(pieces)) => success(Body::new(pieces)),
+        Err(error) => refusal(&error),
+    }
+}
+
+async fn answer(state: &State, route: Route, requires_leader: bool, body: &[u8]) -> Result<Answer, ApiError> {
+    admit(state, route, requires_leader)?;
+    // As in etcd, the headers of the cluster service have no revision.
+    let members = |members: Members| response::members(&state.header(0), &members);
+    Ok(Answer::Whole(match route {
+        Route::Range => return range(state, kv::begin_range(state, decode(body)?).await?),
+        Route::Put => {
+            let reply = kv::put(state, decode(body)?).await?;
+            response::put(&state.header(reply.revision), &reply)
+        }
+        Route::DeleteRange => {
+            let reply = kv::delete_range(state, decode(body)?).await?;
+            response::delete_range(&state.header(reply.revision), &reply)
+        }
+        Route::Txn => {
+            let reply = kv::txn(state, decode(body)?).await?;
+            response::txn(&state.header(reply.revision), &reply)
+        }
+        Route::Compact => response::header_only(&state.header(kv::compact(state, decode(body)?).await?)),
+        Route::Status => {
+            let status = maintenance::status(state, decode(body)?);
+            response::status(&state.header(status.revision), &status)
+        }
+        Route::Hash => {
+            let (revision, hash) = maintenance::hash(state, decode(body)?).await?;
+            response::hash(&state.header(revision), hash)
+        }
+        Route::HashKv => {
+            let hashed = maintenance::hash_kv(state, decode(body)?).await?;
+            response::hash_kv(&state.header(hashed.revision), &hashed)
+        }
+        Route::MoveLeader => {
+            maintenance::move_leader(state, decode(body)?).await?;
+            // etcd's answer has no header.
+            b"{}".to_vec()
+        }
+        Route::MemberAdd => members(cluster::add(state, decode(body)?).await?),
+        Route::MemberRemove => members(cluster::remove(state, decode(body)?).await?),
+        Route::MemberUpdate => members(cluster::update(state, decode(body)?).await?),
+        Route::MemberList => members(cluster::list(state, decode(body)?).await?),
+        Route::MemberPromote => members(cluster::promote(state, decode(body)?).await?),
+        // They have no JSON path.
+        Route::RangeStream | Route::HealthCheck | Route::HealthWatch => return Err(ApiError::UnknownPath),
+    }))
+}
+
+fn range(state: &State, begun: Begun) -> Result<Answer, ApiError> {
+    let Begun { result, rest } = begun;
+    let Some(Unread { scan, permit }) = rest else {
+        return Ok(Answer::Whole(response::range(&state.header(result.revision), &result)));
+    };
+    let mut writer = RangeWriter::new(&state.header(result.revision));
+    writer.extend(&result.kvs);
+    Ok(Answer::Pieces(Pieces::new(scan, writer, state.metrics.sent_bytes(), permit)))
+}
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+fn success(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    // etcd's gateway passes on what its inner gRPC response said.
+    headers.insert(HeaderName::from_static("grpc-metadata-content-type"), HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn refusal(error: &ApiError) -> Response {
+    let mut response = Response::new(Body::from(response::error(error)));
+    *response.status_mut() = error.status();
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+fn page_not_found() -> Response {
+    let mut response = Response::new(Body::from("404 page not found\n"));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+    response
+}

@@ -1,0 +1,145 @@
+//! What can be asked: one table knows every RPC with its names in gRPC, its JSON paths and its name in metrics.
+
+/// What kind of exchange an RPC is; named as in metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exchange {
+    /// One request, one answer.
+    Unary,
+    /// One request, any number of answers.
+    ServerStream,
+    /// Requests and answers at any time.
+    #[allow(dead_code)]
+    BidiStream,
+}
+
+impl Exchange {
+    /// gRPC's name of it in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unary => "unary",
+            Self::ServerStream => "server_stream",
+            Self::BidiStream => "bidi_stream",
+        }
+    }
+}
+
+/// Makes the enum of the RPCs and the ways to find one by a path. A row: variant, service, method, exchange, the `type` in
+/// etcd's histogram of durations, JSON paths behind `/v3/`.
+macro_rules! rpcs {
+    ($($route:ident = $service:literal $method:literal $exchange:ident $kind:literal [$($path:literal),*];)+) => {
+        /// An RPC.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Route {
+            $($route),+
+        }
+
+        impl Route {
+            /// All of them, in the order of their numbers.
+            pub(crate) const ALL: &[Route] = &[$(Route::$route),+];
+
+            /// By the path of a gRPC request.
+            pub(crate) fn of_grpc(path: &str) -> Option<Route> {
+                Some(match path {
+                    $(concat!("/", $service, "/", $method) => Route::$route,)+
+                    _ => return None,
+                })
+            }
+
+            /// By what stands behind `/v3/` in the path of a JSON request.
+            pub(crate) fn of_json(path: &str) -> Option<Route> {
+                Some(match path {
+                    $($($path => Route::$route,)*)+
+                    _ => return None,
+                })
+            }
+
+            /// The full name of the service.
+            pub(crate) fn service(self) -> &'static str {
+                match self {
+                    $(Route::$route => $service),+
+                }
+            }
+
+            /// The name of the method.
+            pub(crate) fn method(self) -> &'static str {
+                match self {
+                    $(Route::$route => $method),+
+                }
+            }
+
+            /// Unary, or which kind of stream.
+            pub(crate) fn exchange(self) -> Exchange {
+                match self {
+                    $(Route::$route => Exchange::$exchange),+
+                }
+            }
+
+            /// The `type` in etcd's histogram of durations.
+            pub(crate) fn kind(self) -> &'static str {
+                match self {
+                    $(Route::$route => $kind),+
+                }
+            }
+        }
+    };
+}
+
+rpcs! {
+    Range = "etcdserverpb.KV" "Range" Unary "range" ["kv/range"];
+    RangeStream = "etcdserverpb.KV" "RangeStream" ServerStream "range_stream" [];
+    Put = "etcdserverpb.KV" "Put" Unary "put" ["kv/put"];
+    DeleteRange = "etcdserverpb.KV" "DeleteRange" Unary "delete_range" ["kv/deleterange"];
+    Txn = "etcdserverpb.KV" "Txn" Unary "txn" ["kv/txn"];
+    Compact = "etcdserverpb.KV" "Compact" Unary "compaction" ["kv/compaction"];
+    Status = "etcdserverpb.Maintenance" "Status" Unary "status" ["maintenance/status"];
+    Hash = "etcdserverpb.Maintenance" "Hash" Unary "hash" ["maintenance/hash"];
+    HashKv = "etcdserverpb.Maintenance" "HashKV" Unary "hash_kv" ["maintenance/hashkv"];
+    MoveLeader = "etcdserverpb.Maintenance" "MoveLeader" Unary "move_leader" ["maintenance/transfer-leadership"];
+    MemberAdd = "etcdserverpb.Cluster" "MemberAdd" Unary "member_add" ["cluster/member/add"];
+    MemberRemove = "etcdserverpb.Cluster" "MemberRemove" Unary "member_remove" ["cluster/member/remove"];
+    MemberUpdate = "etcdserverpb.Cluster" "MemberUpdate" Unary "member_update" ["cluster/member/update"];
+    MemberList = "etcdserverpb.Cluster" "MemberList" Unary "member_list" ["cluster/member/list"];
+    MemberPromote = "etcdserverpb.Cluster" "MemberPromote" Unary "member_promote" ["cluster/member/promote"];
+    HealthCheck = "grpc.health.v1.Health" "Check" Unary "health_check" [];
+    HealthWatch = "grpc.health.v1.Health" "Watch" ServerStream "health_watch" [];
+}
+
+impl Route {
+    /// What a learner answers too; of ranges, those that do not have to be linearizable.
+    pub(crate) fn is_for_learners(self) -> bool {
+        matches!(self, Route::Range | Route::Status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_paths_of_etcd() {
+        for (path, route) in [
+            ("kv/range", Some(Route::Range)),
+            ("maintenance/hashkv", Some(Route::HashKv)),
+            ("maintenance/transfer-leadership", Some(Route::MoveLeader)),
+            ("cluster/member/promote", Some(Route::MemberPromote)),
+            ("cluster/member", None),
+            ("kv/range/", None),
+            ("kv", None),
+            ("KV/range", None),
+            ("/kv/range", None),
+            ("", None),
+        ] {
+            assert_eq!(Route::of_json(path), route, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_rpc_is_found_by_its_name_in_grpc() {
+        for (number, route) in Route::ALL.iter().enumerate() {
+            assert_eq!(*route as usize, number);
+            let path = format!("/{}/{}", route.service(), route.method());
+            assert_eq!(Route::of_grpc(&path), Some(*route));
+            assert_eq!(Route::of_grpc(&path[1..]), None);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Calls with more than one message or answer.
+//!
+//! A stream's function takes its request messages and returns its answers; what is left is the same for all: metadata,
+//! refusals before the first answer, metrics, the deadline and the status at the end.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::try_unfold;
+use hyper::Response;
+use hyper::body::Incoming;
+use prost::Message;
+
+use crate::api::{Route, State, admit};
+use crate::error::{ApiError, Effect};
+use crate::grpc::error::ProtocolError;
+use crate::grpc::head::Head;
+use crate::grpc::messages::Messages;
+use crate::grpc::reply::{self, Answers, Reply};
+use crate::grpc::{Grpc, health, range_stream};
+
+pub(super) async fn call(grpc: &Grpc, route: Route, head: &Head<'_>, body: Incoming) -> Response<Reply> {
+    let state = &grpc.state;
+    let running = state.metrics.begin(route, head.client_version);
+    let messages = Messages::new(body, grpc.message_bytes_max, head.encoding);
+    match begin(state, route, head, messages).await {
+        Ok(answers) => {
+            let answers = match head.deadline {
+                None => answers,
+                Some(deadline) => until(deadline, answers),
+            };
+            reply::stream(answers, Arc::clone(&state.metrics), route, running)
+        }
+        Err(error) => {
+            running.end(Some(&error));
+            reply::refusal(&error)
+        }
+    }
+}
+
+async fn begin(state: &Arc<State>, route: Route, head: &Head<'_>, messages: Messages) -> Result<Answers, ApiError> {
+    if let Some(encoding) = head.encoding {
+        return Err(ProtocolError::Encoding { found: encoding.to_owned() }.into());
+    }
+    admit(state, route, head.requires_leader)?;
+    Grpc::check_version(head)?;
+    match route {
+        Route::RangeStream => range_stream::answers(state, single(state, route, messages).await?).await,
+        Route::HealthWatch => Ok(health::watch(state, &single(state, route, messages).await?)),
+        _ => Err(ApiError::Defect { what: "a unary RPC was called as a stream" }),
+    }
+}
+
+/// Ends the answers when the client's deadline is over.
+fn until(deadline: tokio::time::Instant, answers: Answers) -> Answers {
+    Box::pin(try_unfold(answers, move |mut answers| async move {
+        use futures_util::StreamExt as _;
+        match tokio::time::timeout_at(deadline, answers.next()).await {
+            Ok(None) => Ok(None),
+            Ok(Some(answer)) => Ok(Some((answer?, answers))),
+            Err(_) => Err(ApiError::DeadlineExceeded(Effect::None)),
+        }
+    }))
+}
+
+/// The only message of a call that has one.
+async fn single<M: Message + Default>(state: &State, route: Route, mut messages: Messages) -> Result<M, ApiError> {
+    let message: Bytes = messages.next().await?.ok_or(ProtocolError::NoMessage)?;
+    state.metrics.received(route, message.len());
+    Ok(M::decode(message).map_err(ProtocolError::from)?)
+}

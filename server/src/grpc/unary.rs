@@ -1,0 +1,181 @@
+//! Calls of one message and one answer.
+
+use bytes::Bytes;
+use hyper::Response;
+use hyper::body::Incoming;
+use prost::Message;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout_at;
+
+use crate::api::{Route, State, Whole, admit, cluster, kv, maintenance};
+use crate::error::{ApiError, Effect};
+use crate::grpc::error::ProtocolError;
+use crate::grpc::head::Head;
+use crate::grpc::messages::Messages;
+use crate::grpc::reply::{self, Reply};
+use crate::grpc::{Grpc, health, write};
+use crate::proto::etcdserverpb as pb;
+use crate::wire::Members;
+
+/// Answers that are longer are made as they are sent.
+const WHOLE_BYTES_MAX: usize = 256 * 1024;
+/// The longest message that is sent, as in etcd.
+const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+
+/// A result.
+enum Answer {
+    Whole(Bytes),
+    /// Of so many bytes, prefix included.
+    Large(Box<dyn Iterator<Item = Bytes> + Send>, usize, Option<OwnedSemaphorePermit>),
+}
+
+pub(super) async fn call(grpc: &Grpc, route: Route, head: &Head<'_>, body: Incoming) -> Response<Reply> {
+    let state = &*grpc.state;
+    let running = state.metrics.begin(route, head.client_version);
+    let mut messages = Messages::new(body, grpc.message_bytes_max, head.encoding);
+    let result = match head.deadline {
+        None => answer(state, route, head, &mut messages).await,
+        // What it has proposed by then is carried out or not: nobody knows.
+        Some(deadline) => timeout_at(deadline, answer(state, route, head, &mut messages))
+            .await
+            .unwrap_or(Err(ApiError::DeadlineExceeded(Effect::Unknown))),
+    };
+    running.end(result.as_ref().err());
+    match result {
+        Ok(Answer::Whole(message)) => {
+            state.metrics.sent(route, message.len());
+            reply::message(message)
+        }
+        Ok(Answer::Large(pieces, bytes, permit)) => {
+            state.metrics.sent(route, bytes);
+            reply::large(pieces, permit)
+        }
+        Err(error) => reply::refusal(&error),
+    }
+}
+
+async fn answer(state: &State, route: Route, head: &Head<'_>, messages: &mut Messages) -> Result<Answer, ApiError> {
+    if let Some(encoding) = head.encoding {
+        return Err(ProtocolError::Encoding { found: encoding.to_owned() }.into());
+    }
+    let message = messages.next().await?.ok_or(ProtocolError::NoMessage)?;
+    state.metrics.received(route, message.len());
+    admit(state, route, head.requires_leader)?;
+    Grpc::check_version(head)?;
+    dispatch(state, route, message).await
+}
+
+fn decode<M: Message + Default>(message: Bytes) -> Result<M, ApiError> {
+    Ok(M::decode(message).map_err(ProtocolError::from)?)
+}
+
+async fn dispatch(state: &State, route: Route, message: Bytes) -> Result<Answer, ApiError> {
+    Ok(Answer::Whole(match route {
+        Route::Range => {
+            return range(state, kv::range(state, decode::<pb::RangeRequest>(message)?.into()).await?);
+        }
+        Route::Put => {
+            let reply = kv::put(state, decode::<pb::PutRequest>(message)?.into()).await?;
+            write::put(&state.header(reply.revision), &reply)
+        }
+        Route::DeleteRange => {
+            let reply = kv::delete_range(state, decode::<pb::DeleteRangeRequest>(message)?.into()).await?;
+            write::delete_range(&state.header(reply.revision), &reply)
+        }
+        Route::Txn => {
+            let reply = kv::txn(state, decode::<pb::TxnRequest>(message)?.into()).await?;
+            write::txn(&state.header(reply.revision), &reply)
+        }
+        Route::Compact => {
+            let revision = kv::compact(state, decode::<pb::CompactionRequest>(message)?.into()).await?;
+            write::message(&pb::CompactionResponse { header: write::header(&state.header(revision)) })
+        }
+        Route::Status => status(state, decode::<pb::StatusRequest>(message)?),
+        Route::Hash => {
+            let (revision, hash) = maintenance::hash(state, decode::<pb::HashRequest>(message)?.into()).await?;
+            write::message(&pb::HashResponse { header: write::header(&state.header(revision)), hash })
+        }
+        Route::HashKv => {
+            let hashed = maintenance::hash_kv(state, decode::<pb::HashKvRequest>(message)?.into()).await?;
+            write::message(&pb::HashKvResponse {
+                header: write::header(&state.header(hashed.revision)),
+                hash: hashed.hash,
+                compact_revision: hashed.compact_revision,
+                hash_revision: hashed.hash_revision,
+            })
+        }
+        Route::MoveLeader => {
+            maintenance::move_leader(state, decode::<pb::MoveLeaderRequest>(message)?.into()).await?;
+            // etcd's answer has no header.
+            write::message(&pb::MoveLeaderResponse { header: None })
+        }
+        Route::MemberAdd | Route::MemberRemove | Route::MemberUpdate | Route::MemberList | Route::MemberPromote => {
+            return members(state, route, message).await.map(Answer::Whole);
+        }
+        Route::HealthCheck => health::check(state, &decode(message)?)?,
+        Route::RangeStream | Route::HealthWatch => {
+            return Err(ApiError::Defect { what: "a stream was called as a unary RPC" });
+        }
+    }))
+}
+
+/// The cluster service. As in etcd, its headers have no revision.
+async fn members(state: &State, route: Route, message: Bytes) -> Result<Bytes, ApiError> {
+    let header = || write::header(&state.header(0));
+    let listed = |members: Members| members.members.into_iter().map(pb::Member::from).collect();
+    Ok(match route {
+        Route::MemberAdd => {
+            let mut members = cluster::add(state, decode::<pb::MemberAddRequest>(message)?.into()).await?;
+            let member = members.added.take().map(pb::Member::from);
+            write::message(&pb::MemberAddResponse { header: header(), member, members: listed(members) })
+        }
+        Route::MemberRemove => {
+            let members = cluster::remove(state, decode::<pb::MemberRemoveRequest>(message)?.into()).await?;
+            write::message(&pb::MemberRemoveResponse { header: header(), members: listed(members) })
+        }
+        Route::MemberUpdate => {
+            let members = cluster::update(state, decode::<pb::MemberUpdateRequest>(message)?.into()).await?;
+            write::message(&pb::MemberUpdateResponse { header: header(), members: listed(members) })
+        }
+        Route::MemberPromote => {
+            let members = cluster::promote(state, decode::<pb::MemberPromoteRequest>(message)?.into()).await?;
+            write::message(&pb::MemberPromoteResponse { header: header(), members: listed(members) })
+        }
+        _ => {
+            let members = cluster::list(state, decode::<pb::MemberListRequest>(message)?.into()).await?;
+            write::message(&pb::MemberListResponse { header: header(), members: listed(members) })
+        }
+    })
+}
+
+fn status(state: &State, request: pb::StatusRequest) -> Bytes {
+    let status = maintenance::status(state, request.into());
+    write::message(&pb::StatusResponse {
+        header: write::header(&state.header(status.revision)),
+        version: status.version.to_owned(),
+        db_size: i64::try_from(status.db_size).unwrap_or(i64::MAX),
+        leader: status.leader,
+        raft_index: status.raft_index,
+        raft_term: status.raft_term,
+        raft_applied_index: status.raft_applied_index,
+        errors: status.errors,
+        db_size_in_use: i64::try_from(status.db_size_in_use).unwrap_or(i64::MAX),
+        is_learner: status.is_learner,
+        storage_version: status.version.to_owned(),
+        db_size_quota: status.db_size_quota,
+        downgrade_info: Some(pb::DowngradeInfo::default()),
+    })
+}
+
+fn range(state: &State, whole: Whole) -> Result<Answer, ApiError> {
+    let Whole { result, permit } = whole;
+    let header = state.header(result.revision);
+    let bytes = write::range_bytes(&header, &result);
+    if bytes > ANSWER_BYTES_MAX {
+        return Err(ProtocolError::AnswerTooLarge { bytes, limit: ANSWER_BYTES_MAX }.into());
+    }
+    if bytes <= WHOLE_BYTES_MAX {
+        return Ok(Answer::Whole(write::range(&header, &result)));
+    }
+    Ok(Answer::Large(Box::new(write::range_in_pieces(&header, result)), bytes, permit))
+}

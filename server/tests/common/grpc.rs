@@ -1,0 +1,85 @@
+//! The generated gRPC clients, connected to a running server.
+
+use std::future::Future;
+
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::{PATIENCE, Tally};
+
+/// Messages and clients as a stranger would generate them.
+#[allow(warnings, clippy::all, clippy::pedantic)]
+pub mod proto {
+    pub mod mvccpb {
+        include!(concat!(env!("OUT_DIR"), "/tests/mvccpb.rs"));
+    }
+    pub mod etcdserverpb {
+        include!(concat!(env!("OUT_DIR"), "/tests/etcdserverpb.rs"));
+    }
+    pub mod v3lockpb {
+        include!(concat!(env!("OUT_DIR"), "/tests/v3lockpb.rs"));
+    }
+    pub mod v3electionpb {
+        include!(concat!(env!("OUT_DIR"), "/tests/v3electionpb.rs"));
+    }
+    pub mod health {
+        include!(concat!(env!("OUT_DIR"), "/tests/grpc.health.v1.rs"));
+    }
+}
+
+pub use proto::etcdserverpb as pb;
+use pb::cluster_client::ClusterClient;
+use pb::kv_client::KvClient;
+use pb::maintenance_client::MaintenanceClient;
+
+/// Runs a test that awaits; it fails if it takes longer than anything should.
+pub fn block_on<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("the test takes too long") })
+}
+
+impl Tally {
+    /// A connection, made when it is first used.
+    pub fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
+    }
+}
+
+/// The clients that most tests need, over one connection.
+#[derive(Clone)]
+pub struct Clients {
+    pub channel: Channel,
+    pub kv: KvClient<Channel>,
+    pub cluster: ClusterClient<Channel>,
+    pub maintenance: MaintenanceClient<Channel>,
+}
+
+pub fn clients(tally: &Tally) -> Clients {
+    let channel = tally.channel();
+    Clients {
+        kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX),
+        cluster: ClusterClient::new(channel.clone()),
+        maintenance: MaintenanceClient::new(channel.clone()),
+        channel,
+    }
+}
+
+pub fn put(key: &str, value: &str) -> pb::PutRequest {
+    pb::PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() }
+}
+
+pub fn get(key: &str) -> pb::RangeRequest {
+    pb::RangeRequest { key: key.to_owned().into(), ..Default::default() }
+}
+
+/// Everything from the key on.
+pub fn from(key: &str) -> pb::RangeRequest {
+    pb::RangeRequest { range_end: "\0".into(), ..get(key) }
+}
+
+/// The call must be refused so.
+#[track_caller]
+pub fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, text: &str) {
+    let status = result.expect_err(text);
+    assert_eq!((status.code(), status.message()), (code, text));
+}

@@ -208,6 +208,14 @@ impl Backend {
         Ok(bytes)
     }
 
+    /// Rewrites all tables, so that what has been deleted or superseded takes no more space. Blocks; costs reading and
+    /// writing all data once, beside which commits and reads go on. Returns when it is done.
+    pub fn defragment(&self) -> Result<(), StorageError> {
+        self.inner.sync()?;
+        self.inner.engine.rewrite_tables();
+        self.inner.check_health()
+    }
+
     /// What has been done since open.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics

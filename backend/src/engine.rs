@@ -12,8 +12,9 @@ use rocksdb::properties::{
     BACKGROUND_ERRORS, CUR_SIZE_ALL_MEM_TABLES, ESTIMATE_LIVE_DATA_SIZE, NUM_IMMUTABLE_MEM_TABLE, TOTAL_SST_FILES_SIZE,
 };
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, BlockBasedTablePinningTier, Cache, ColumnFamily, ColumnFamilyDescriptor,
-    DB, DBCompressionType, FlushOptions, InfoLogger, LogLevel, Options, ReadOptions, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, BlockBasedTablePinningTier, BottommostLevelCompaction, Cache, ColumnFamily,
+    ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType, FlushOptions, InfoLogger, LogLevel, Options,
+    ReadOptions, WriteOptions,
 };
 
 use crate::bucket::Bucket;
@@ -127,6 +128,17 @@ impl Engine {
             live += self.db.property_int_value_cf(family, ESTIMATE_LIVE_DATA_SIZE)?.unwrap_or(0);
         }
         Ok((tables, memtables, live))
+    }
+
+    /// Merges all tables of every column family anew, those that nothing else would touch any more included. What goes
+    /// wrong is counted among the background errors.
+    pub(crate) fn rewrite_tables(&self) {
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
+        for family in family_names().filter_map(|name| self.db.cf_handle(name)) {
+            self.db.compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
+        }
     }
 
     /// Full memtables waiting for their flush. With atomic flush every family that holds something has the same number;

@@ -281,6 +281,17 @@ impl Node {
         self.inner.live.load().backend.size()
     }
 
+    /// Rewrites the store of this member so that deleted data takes no more space. Blocks; see [`Backend::defragment`].
+    ///
+    /// # Errors
+    /// The store has failed.
+    ///
+    /// [`Backend::defragment`]: tally_backend::Backend::defragment
+    pub fn defragment(&self) -> Result<(), StorageError> {
+        let live = self.inner.live.load_full();
+        live.backend.defragment()
+    }
+
     /// Resolves when this member has left the cluster for good: the process must then stop. Its data is of no use to
     /// anybody any more.
     pub async fn removed(&self) {

@@ -3,6 +3,7 @@
 //! Clients match the texts, so they are etcd's to the letter where etcd has one (`docs/differences.md` lists the rest).
 
 use axum::http::StatusCode;
+use tally_backend::StorageError;
 use tally_mvcc::{ReadError, SweepError};
 use tally_raftnode::MemberError;
 
@@ -298,6 +299,12 @@ impl From<ReadError> for ApiError {
             ReadError::Storage(source) => Self::Storage { detail: chain(&source) },
             ReadError::Corrupt(source) => Self::Storage { detail: chain(&source) },
         }
+    }
+}
+
+impl From<StorageError> for ApiError {
+    fn from(error: StorageError) -> Self {
+        Self::Storage { detail: chain(&error) }
     }
 }
 

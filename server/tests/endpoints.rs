@@ -35,7 +35,7 @@ fn health_endpoints_answer_as_etcd_does() {
         assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
     }
     let version = tally.get("/version");
-    assert_eq!(version.json(), json!({"etcdserver": "3.6.0", "etcdcluster": "3.6.0", "storage": "3.6.0"}));
+    assert_eq!(version.json(), json!({"etcdserver": "3.7.0", "etcdcluster": "3.7.0", "storage": "3.7.0"}));
     for path in ["/health", "/livez", "/readyz", "/version"] {
         let answer = tally.post(path, "");
         assert_eq!((answer.status, answer.body.as_str()), (405, "Method Not Allowed\n"), "{path}");

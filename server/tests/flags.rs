@@ -11,7 +11,7 @@ fn the_version_begins_as_tools_expect() {
         let ended = bare().arg(flag).run();
         assert!(ended.status.success());
         let mut lines = ended.stdout.lines();
-        assert_eq!(lines.next(), Some("etcd Version: 3.6.0"));
+        assert_eq!(lines.next(), Some("etcd Version: 3.7.0"));
         assert_eq!(lines.next(), Some(concat!("Tally Version: ", env!("CARGO_PKG_VERSION"))));
     }
     let help = bare().arg("--help").run();

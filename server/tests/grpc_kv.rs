@@ -27,7 +27,8 @@ fn a_session() {
         let all = kv.range(from("\0")).await.unwrap().into_inner();
         assert_eq!((all.count, all.more, all.kvs.len(), all.header.unwrap().revision), (2, false, 2, 4));
         assert_eq!((&all.kvs[0].value[..], all.kvs[0].version, all.kvs[1].value.len()), (&b"2"[..], 2, 0));
-        let limited = kv.range(pb::RangeRequest { limit: 1, keys_only: true, ..from("\0") }).await.unwrap().into_inner();
+        let limited =
+            kv.range(pb::RangeRequest { limit: 1, keys_only: true, ..from("\0") }).await.unwrap().into_inner();
         assert_eq!((limited.count, limited.more, limited.kvs.len(), limited.kvs[0].value.len()), (2, true, 1, 0));
         let old = kv.range(pb::RangeRequest { revision: 2, ..get("a") }).await.unwrap().into_inner();
         assert_eq!((&old.kvs[0].value[..], old.header.unwrap().revision), (&b"1"[..], 4));
@@ -54,11 +55,8 @@ fn transactions() {
     block_on(async {
         let mut kv = clients(&tally).kv;
         kv.put(put("a", "1")).await.unwrap();
-        let nested = pb::TxnRequest {
-            compare: vec![],
-            success: vec![op(Request::RequestRange(get("c")))],
-            failure: vec![],
-        };
+        let nested =
+            pb::TxnRequest { compare: vec![], success: vec![op(Request::RequestRange(get("c")))], failure: vec![] };
         let delete = pb::DeleteRangeRequest { key: "a".into(), prev_kv: true, ..Default::default() };
         let txn = pb::TxnRequest {
             compare: vec![pb::Compare {
@@ -107,7 +105,10 @@ fn a_record_has_the_same_bytes_in_both_forms() {
         let key = base64_simd::STANDARD.encode_to_string(&value);
         let over_json = tally.ok("/v3/kv/range", &json!({"key": key}));
         assert_eq!((&over_grpc.kvs[0].key[..], &over_grpc.kvs[0].value[..]), (&value[..], &value[..]));
-        assert_eq!((over_json["kvs"][0]["key"].as_str(), over_json["kvs"][0]["value"].as_str()), (Some(&*key), Some(&*key)));
+        assert_eq!(
+            (over_json["kvs"][0]["key"].as_str(), over_json["kvs"][0]["value"].as_str()),
+            (Some(&*key), Some(&*key))
+        );
         let header = over_grpc.header.unwrap();
         assert_eq!(over_json["header"]["cluster_id"], header.cluster_id.to_string());
         assert_eq!(over_json["header"]["member_id"], header.member_id.to_string());

@@ -95,6 +95,15 @@ async fn answer(state: &State, route: Route, requires_leader: bool, body: &[u8])
             response::txn(&state.header(reply.revision), &reply)
         }
         Route::Compact => response::header_only(&state.header(kv::compact(state, decode(body)?).await?)),
+        Route::Alarm => {
+            let (revision, alarms) = maintenance::alarm(state, decode(body)?).await?;
+            response::alarms(&state.header(revision), &alarms)
+        }
+        Route::Defragment => {
+            maintenance::defragment(state, decode(body)?).await?;
+            // etcd's answer has no header.
+            b"{}".to_vec()
+        }
         Route::Status => {
             let status = maintenance::status(state, decode(body)?);
             response::status(&state.header(status.revision), &status)

@@ -1,12 +1,16 @@
-//! The maintenance service: status, hashes, and handing leadership over.
+//! The maintenance service: status, alarms, hashes, defragmentation, and handing leadership over.
 
+use std::sync::Arc;
+
+use tally_apply::{Alarm, AlarmAction, AlarmCommand, AlarmKind, Command};
 use tally_mvcc::{HashKv, ReadError};
 use tally_raftnode::TransferError;
 
 use crate::api::range::blocking;
 use crate::api::state::State;
 use crate::error::{ApiError, Effect};
-use crate::wire::{EmptyMessage, HashKvMessage, Status, TransferMessage};
+use crate::jobs;
+use crate::wire::{AlarmMessage, EmptyMessage, HashKvMessage, Status, TransferMessage};
 
 /// How often a hash starts anew because the sweep overtook it.
 const HASH_ATTEMPTS: usize = 3;
@@ -38,6 +42,54 @@ pub(crate) fn status(state: &State, EmptyMessage: EmptyMessage) -> Status {
         errors,
         is_learner,
     }
+}
+
+/// What a client does to alarms; etcd's numbers.
+const ACTIVATE: i32 = 1;
+const DEACTIVATE: i32 = 2;
+
+/// The revision, and the alarms that are raised (of one kind, or all), or the one that was changed.
+pub(crate) async fn alarm(state: &State, message: AlarmMessage) -> Result<(i64, Vec<Alarm>), ApiError> {
+    let AlarmMessage { action, member_id, alarm } = message;
+    let kind = u8::try_from(alarm).ok().and_then(AlarmKind::from_number);
+    let (action, kind) = match (action, kind) {
+        (ACTIVATE, Some(kind)) => (AlarmAction::Activate, kind),
+        (DEACTIVATE, Some(kind)) => (AlarmAction::Deactivate, kind),
+        // As in etcd, no kind is no alarm.
+        (ACTIVATE | DEACTIVATE, None) => return Ok((state.reads().kv().revision(), Vec::new())),
+        _ => return raised(state, alarm).await,
+    };
+    state.barrier().await?;
+    let named = Alarm { member_id, kind };
+    let was_raised = state.reads().alarms().contains(&named);
+    let (revision, _) = state.propose(&Command::Alarm(AlarmCommand { action, member_id, kind })).await?;
+    let changed = action == AlarmAction::Activate || was_raised;
+    Ok((revision, if changed { vec![named] } else { Vec::new() }))
+}
+
+async fn raised(state: &State, alarm: i32) -> Result<(i64, Vec<Alarm>), ApiError> {
+    state.barrier().await?;
+    let wanted = |raised: &&Alarm| alarm == 0 || i32::from(raised.kind.number()) == alarm;
+    let reads = state.reads();
+    Ok((reads.kv().revision(), reads.alarms().iter().filter(wanted).copied().collect()))
+}
+
+/// Gives space back on this member, one request at a time; others wait. Reads and writes go on meanwhile.
+pub(crate) async fn defragment(state: &State, EmptyMessage: EmptyMessage) -> Result<(), ApiError> {
+    let turn = Arc::clone(&state.defragment).acquire_owned().await.map_err(|_| ApiError::Stopped(Effect::None))?;
+    let running = state.metrics.defragmenting();
+    let node = state.node.clone();
+    let rewrite = move || {
+        // Held by the work, not by the client: one that goes does not start a second one beside it.
+        let _held = (turn, running);
+        node.defragment()
+    };
+    tracing::info!(size_bytes = state.allocated_bytes(), "defragmenting");
+    let done = tokio::task::spawn_blocking(rewrite).await;
+    let done = done.map_err(|_| ApiError::Defect { what: "a defragmentation panicked" })?;
+    jobs::refresh_sizes(&state.node, &state.sizes);
+    tracing::info!(size_bytes = state.allocated_bytes(), "defragmented");
+    Ok(done?)
 }
 
 /// Hands leadership over; only the leader does, and only to a voter.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::{
-    DEFAULT_BUCKETS, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+    DEFAULT_BUCKETS, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     exponential_buckets,
 };
 
@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     sent_bytes: IntCounter,
     promoted: IntCounter,
     not_promoted: IntCounterVec,
+    defragmenting: IntGauge,
+    defragmentations: Histogram,
     /// The children of the above that every request touches, by route: looking them up would cost more than counting.
     by_route: Vec<PerRoute>,
     unknown_versions: [IntCounter; 2],
@@ -129,6 +131,17 @@ impl Metrics {
                 "Learners that did not become voters, by reason.",
                 &["Reason"],
             )?,
+            defragmenting: IntGauge::new(
+                "etcd_disk_defrag_inflight",
+                "Whether the database is being defragmented at the request of a client.",
+            )?,
+            defragmentations: Histogram::with_opts(
+                HistogramOpts::new(
+                    "etcd_disk_backend_defrag_duration_seconds",
+                    "Time that defragmentations at the request of clients took.",
+                )
+                .buckets(exponential_buckets(0.1, 2.0, 13)?),
+            )?,
             stream_failures: counters(
                 "etcd_network_server_stream_failures_total",
                 "Streams that broke while receiving or sending, by API.",
@@ -163,6 +176,8 @@ impl Metrics {
         registry.register(Box::new(self.requests.clone()))?;
         registry.register(Box::new(self.stream_failures.clone()))?;
         registry.register(Box::new(self.promoted.clone()))?;
+        registry.register(Box::new(self.defragmenting.clone()))?;
+        registry.register(Box::new(self.defragmentations.clone()))?;
         registry.register(Box::new(self.not_promoted.clone()))?;
         registry.register(Box::new(self.received_bytes.clone()))?;
         registry.register(Box::new(self.sent_bytes.clone()))
@@ -203,6 +218,16 @@ impl Metrics {
         }
     }
 
+    /// A defragmentation begins; it ends when the guard is dropped.
+    pub(crate) fn defragmenting(&self) -> Defragmenting {
+        self.defragmenting.inc();
+        Defragmenting {
+            inflight: self.defragmenting.clone(),
+            durations: self.defragmentations.clone(),
+            started: Instant::now(),
+        }
+    }
+
     /// A message, or the body of a JSON request, has been received.
     pub(crate) fn received(&self, route: Route, bytes: usize) {
         self.by_route[route as usize].messages_received.inc();
@@ -237,6 +262,20 @@ impl Metrics {
         if let Some(handling) = &per_route.handling {
             handling.observe(elapsed);
         }
+    }
+}
+
+/// A defragmentation under way.
+pub(crate) struct Defragmenting {
+    inflight: IntGauge,
+    durations: Histogram,
+    started: Instant,
+}
+
+impl Drop for Defragmenting {
+    fn drop(&mut self) {
+        self.inflight.dec();
+        self.durations.observe(self.started.elapsed().as_secs_f64());
     }
 }
 
@@ -284,7 +323,7 @@ mod tests {
             r#"etcd_server_request_duration_seconds_count{success="true",type="put"} 1"#,
             r#"etcd_server_request_duration_seconds_count{success="false",type="txn"} 2"#,
             r#"etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 2"#,
-            r#"etcd_server_client_requests_total{client_api_version="3.6",type="stream"} 1"#,
+            r#"etcd_server_client_requests_total{client_api_version="3.6",type="stream"} 2"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -91,7 +91,9 @@ rpcs! {
     DeleteRange = "etcdserverpb.KV" "DeleteRange" Unary "delete_range" ["kv/deleterange"];
     Txn = "etcdserverpb.KV" "Txn" Unary "txn" ["kv/txn"];
     Compact = "etcdserverpb.KV" "Compact" Unary "compaction" ["kv/compaction"];
+    Alarm = "etcdserverpb.Maintenance" "Alarm" Unary "alarm" ["maintenance/alarm"];
     Status = "etcdserverpb.Maintenance" "Status" Unary "status" ["maintenance/status"];
+    Defragment = "etcdserverpb.Maintenance" "Defragment" Unary "defragment" ["maintenance/defragment"];
     Hash = "etcdserverpb.Maintenance" "Hash" Unary "hash" ["maintenance/hash"];
     HashKv = "etcdserverpb.Maintenance" "HashKV" Unary "hash_kv" ["maintenance/hashkv"];
     MoveLeader = "etcdserverpb.Maintenance" "MoveLeader" Unary "move_leader" ["maintenance/transfer-leadership"];

@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) heavy_reads: Arc<Semaphore>,
+    /// Whose turn it is to defragment.
+    pub(crate) defragment: Arc<Semaphore>,
     pub(crate) request_bytes_max: usize,
     pub(crate) body_bytes_max: usize,
     pub(crate) txn_ops_max: usize,
@@ -81,6 +83,7 @@ impl State {
             quota: Quota::new(limits.quota_bytes),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             heavy_reads: Arc::new(Semaphore::new(HEAVY_READS_MAX)),
+            defragment: Arc::new(Semaphore::new(1)),
             request_bytes_max,
             body_bytes_max: preflight::body_bytes_max(request_bytes_max),
             txn_ops_max: limits.txn_ops_max,

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use super::flags::{Class, FLAGS};
 
 /// The etcd version whose API is served; clients switch features on it.
-pub(crate) const API_VERSION: &str = "3.6.0";
+pub(crate) const API_VERSION: &str = "3.7.0";
 /// The same, as `/version` reports the cluster's.
-pub(crate) const CLUSTER_VERSION: &str = "3.6.0";
+pub(crate) const CLUSTER_VERSION: &str = "3.7.0";
 /// This program's version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn the_first_line_of_the_version_is_that_of_etcd() {
-        assert_eq!(version().lines().next(), Some("etcd Version: 3.6.0"));
+        assert_eq!(version().lines().next(), Some("etcd Version: 3.7.0"));
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use crate::proto::etcdserverpb as pb;
 use crate::wire::{
-    CompactionMessage, CompareMessage, DeleteRangeMessage, EmptyMessage, Figure, HashKvMessage, MemberAddMessage,
-    MemberListMessage, MemberMessage, MemberUpdateMessage, OpMessage, PutMessage, RangeMessage, TransferMessage,
-    TxnMessage,
+    AlarmMessage, CompactionMessage, CompareMessage, DeleteRangeMessage, EmptyMessage, Figure, HashKvMessage,
+    MemberAddMessage, MemberListMessage, MemberMessage, MemberUpdateMessage, OpMessage, PutMessage, RangeMessage,
+    TransferMessage, TxnMessage,
 };
 
 impl From<pb::RangeRequest> for RangeMessage {
@@ -97,6 +97,18 @@ impl From<pb::HashKvRequest> for HashKvMessage {
 impl From<pb::HashRequest> for EmptyMessage {
     fn from(_: pb::HashRequest) -> Self {
         Self
+    }
+}
+
+impl From<pb::DefragmentRequest> for EmptyMessage {
+    fn from(_: pb::DefragmentRequest) -> Self {
+        Self
+    }
+}
+
+impl From<pb::AlarmRequest> for AlarmMessage {
+    fn from(request: pb::AlarmRequest) -> Self {
+        Self { action: request.action, member_id: request.member_id, alarm: request.alarm }
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! This *is* gRPC over the HTTP/2 that hyper speaks: framing of messages, metadata, deadlines, status and trailers, in a few
 //! hundred lines that know nothing of any service's meaning. It *is not* a second server: connections, their limits and the
-//! functions behind the RPCs are those of JSON. `docs/decisions/0006` says why it is written out here.
+//! functions behind the RPCs are those of JSON. `docs/decisions/0007` says why it is written out here.
 //!
 //! - **Invariant**: a request message is never copied if it came in one piece; a stored record is copied once, into the
 //!   response.
@@ -30,9 +30,10 @@ use std::sync::Arc;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
+use tokio::time::Instant;
 
 use crate::api::{Exchange, Route, State};
-use crate::error::ApiError;
+use crate::error::{ApiError, Effect};
 use crate::preflight::MESSAGE_OVERHEAD_BYTES;
 pub(crate) use error::ProtocolError;
 use head::Head;
@@ -76,6 +77,9 @@ impl Grpc {
         if parts.method != Method::POST {
             let error = ProtocolError::WrongMethod { found: parts.method.to_string() };
             return with_status(reply::refusal(&error.into()), StatusCode::METHOD_NOT_ALLOWED);
+        }
+        if head.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return with_status(reply::refusal(&ApiError::DeadlineExceeded(Effect::None)), StatusCode::OK);
         }
         let path = parts.uri.path();
         let mut response = match Route::of_grpc(path) {

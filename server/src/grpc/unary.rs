@@ -4,6 +4,7 @@ use bytes::Bytes;
 use hyper::Response;
 use hyper::body::Incoming;
 use prost::Message;
+use tally_apply::Alarm;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
@@ -89,6 +90,18 @@ async fn dispatch(state: &State, route: Route, message: Bytes) -> Result<Answer,
         Route::Compact => {
             let revision = kv::compact(state, decode::<pb::CompactionRequest>(message)?.into()).await?;
             write::message(&pb::CompactionResponse { header: write::header(&state.header(revision)) })
+        }
+        Route::Alarm => {
+            let (revision, alarms) = maintenance::alarm(state, decode::<pb::AlarmRequest>(message)?.into()).await?;
+            let member =
+                |alarm: Alarm| pb::AlarmMember { member_id: alarm.member_id, alarm: alarm.kind.number().into() };
+            let alarms = alarms.into_iter().map(member).collect();
+            write::message(&pb::AlarmResponse { header: write::header(&state.header(revision)), alarms })
+        }
+        Route::Defragment => {
+            maintenance::defragment(state, decode::<pb::DefragmentRequest>(message)?.into()).await?;
+            // etcd's answer has no header.
+            write::message(&pb::DefragmentResponse { header: None })
         }
         Route::Status => status(state, decode::<pb::StatusRequest>(message)?),
         Route::Hash => {

@@ -20,8 +20,8 @@ mod write;
 pub(crate) use convert::{delete_range, put, range, txn};
 pub(crate) use read::DecodeError;
 pub(crate) use request::{
-    CompactionMessage, CompareMessage, DeleteRangeMessage, EmptyMessage, Figure, HashKvMessage, MemberAddMessage,
-    MemberListMessage, MemberMessage, MemberUpdateMessage, OpMessage, PutMessage, RangeMessage, TransferMessage,
-    TxnMessage, decode, reads_are_serializable,
+    AlarmMessage, CompactionMessage, CompareMessage, DeleteRangeMessage, EmptyMessage, Figure, HashKvMessage,
+    MemberAddMessage, MemberListMessage, MemberMessage, MemberUpdateMessage, OpMessage, PutMessage, RangeMessage,
+    TransferMessage, TxnMessage, decode, reads_are_serializable,
 };
 pub(crate) use response::{Header, Identity, Member, Members, RangeWriter, Status};

@@ -139,6 +139,13 @@ pub(crate) struct TransferMessage {
     pub(crate) target_id: u64,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AlarmMessage {
+    pub(crate) action: i32,
+    pub(crate) member_id: u64,
+    pub(crate) alarm: i32,
+}
+
 /// A message without fields that matter: status, hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EmptyMessage;
@@ -362,6 +369,23 @@ impl Message for HashKvMessage {
     fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
         cursor.object(HASH_KV, |cursor, _| {
             self.revision = cursor.int64()?;
+            Ok(())
+        })
+    }
+}
+
+const ALARM: &[FieldNames] = &[("action", "action"), ("memberID", "memberID"), ("alarm", "alarm")];
+const ALARM_ACTIONS: &[&str] = &["GET", "ACTIVATE", "DEACTIVATE"];
+const ALARM_TYPES: &[&str] = &["NONE", "NOSPACE", "CORRUPT"];
+
+impl Message for AlarmMessage {
+    fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
+        cursor.object(ALARM, |cursor, field| {
+            match field {
+                "action" => self.action = cursor.enumeration("etcdserverpb.AlarmRequest.AlarmAction", ALARM_ACTIONS)?,
+                "memberID" => self.member_id = cursor.uint64()?,
+                _ => self.alarm = cursor.enumeration("etcdserverpb.AlarmType", ALARM_TYPES)?,
+            }
             Ok(())
         })
     }

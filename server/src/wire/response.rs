@@ -1,6 +1,7 @@
 //! The response messages, written once from the replies and the stored records, with etcd's names in etcd's order.
 
 use prost::Message as _;
+use tally_apply::Alarm;
 use tally_mvcc::{DeleteReply, HashKv, OpReply, PutReply, RangeResult, Record, TxnReply};
 
 use crate::error::{ApiError, Effect};
@@ -167,6 +168,20 @@ fn texts(out: &mut Vec<u8>, name: &str, list: &[String]) {
     if !list.is_empty() {
         out.push(b']');
     }
+}
+
+/// The alarms that are raised, or were changed.
+pub(crate) fn alarms(header: &Header<'_>, alarms: &[Alarm]) -> Vec<u8> {
+    let mut out = header.begin(64 * alarms.len());
+    for (index, alarm) in alarms.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { b",\"alarms\":[{" } else { b",{" });
+        write::unsigned(&mut out, "\"memberID\":\"", alarm.member_id);
+        // A member's id is never zero, but that of an alarm that a client raised may be.
+        text(&mut out, if alarm.member_id == 0 { "\"alarm\":" } else { ",\"alarm\":" }, alarm.kind.name());
+        out.push(b'}');
+    }
+    out.extend_from_slice(if alarms.is_empty() { b"}" } else { b"]}" });
+    out
 }
 
 pub(crate) fn hash(header: &Header<'_>, hash: u32) -> Vec<u8> {
@@ -346,11 +361,6 @@ impl RangeWriter {
     pub(crate) fn extend(&mut self, records: &[Record]) {
         self.out.reserve(kvs_bytes(records));
         records.iter().for_each(|record| self.push(record));
-    }
-
-    /// Bytes written and not taken yet.
-    pub(crate) fn len(&self) -> usize {
-        self.out.len()
     }
 
     pub(crate) fn finish(mut self, more: bool, count: i64) -> Vec<u8> {

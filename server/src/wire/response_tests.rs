@@ -164,6 +164,21 @@ fn status_and_hashes() {
 }
 
 #[test]
+fn alarms_are_listed() {
+    use tally_apply::AlarmKind::{Corrupt, NoSpace};
+    let both = [Alarm { member_id: MEMBER, kind: NoSpace }, Alarm { member_id: 0, kind: Corrupt }];
+    check(
+        |header| alarms(header, &both),
+        8,
+        concat!(
+            r#""revision":"8","raft_term":"2"},"alarms":[{"memberID":"7383792418829112008","alarm":"NOSPACE"},"#,
+            r#"{"alarm":"CORRUPT"}]}"#
+        ),
+    );
+    check(|header| alarms(header, &[]), 8, r#""revision":"8","raft_term":"2"}}"#);
+}
+
+#[test]
 fn errors_have_the_keys_of_both_generations() {
     let text = |error: &ApiError| String::from_utf8(super::error(error)).unwrap();
     assert_eq!(

@@ -27,10 +27,10 @@ pub mod proto {
     }
 }
 
-pub use proto::etcdserverpb as pb;
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use pb::maintenance_client::MaintenanceClient;
+pub use proto::etcdserverpb as pb;
 
 /// Runs a test that awaits; it fails if it takes longer than anything should.
 pub fn block_on<T>(test: impl Future<Output = T>) -> T {

@@ -50,14 +50,16 @@ async fn readable(state: &State, message: RangeMessage) -> Result<RangeRequest, 
 }
 
 pub(crate) async fn put(state: &State, message: PutMessage) -> Result<PutReply, ApiError> {
-    match state.propose(&Command::Put(wire::put(message)?)).await? {
+    let proposed = state.propose(&Command::Put(wire::put(message)?));
+    match proposed.await? {
         (_, Reply::Put(reply)) => Ok(reply),
         _ => Err(OTHER_REPLY),
     }
 }
 
 pub(crate) async fn delete_range(state: &State, message: DeleteRangeMessage) -> Result<DeleteReply, ApiError> {
-    match state.propose(&Command::DeleteRange(wire::delete_range(message)?)).await? {
+    let proposed = state.propose(&Command::DeleteRange(wire::delete_range(message)?));
+    match proposed.await? {
         (_, Reply::DeleteRange(reply)) => Ok(reply),
         _ => Err(OTHER_REPLY),
     }
@@ -67,9 +69,10 @@ pub(crate) async fn txn(state: &State, message: TxnMessage) -> Result<TxnReply, 
     let serializable = reads_are_serializable(&message);
     let request = wire::txn(message, state.txn_ops_max)?;
     if request.is_read_only() {
-        return read_only_txn(state, request, serializable).await;
+        return Box::pin(read_only_txn(state, request, serializable)).await;
     }
-    match state.propose(&Command::Txn(request)).await? {
+    let proposed = state.propose(&Command::Txn(request));
+    match proposed.await? {
         (_, Reply::Txn(reply)) => Ok(reply),
         _ => Err(OTHER_REPLY),
     }

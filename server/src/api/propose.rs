@@ -11,22 +11,34 @@ use crate::error::{ApiError, Effect};
 use crate::preflight;
 
 impl State {
-    /// Sends a client's command through preflight and the log: the revision after it, and the reply.
-    pub(crate) async fn propose(&self, command: &Command) -> Result<(i64, Reply), ApiError> {
+    /// Sends a client's command through preflight and the log: the revision after it, and the reply. The command is encoded
+    /// before this returns, so nobody has to keep it.
+    pub(crate) fn propose(
+        &self,
+        command: &Command,
+    ) -> impl Future<Output = Result<(i64, Reply), ApiError>> + Send + use<'_> {
+        let ready = self.ready(command).map(|room| room.then(|| EncodedCommand::encode(command)));
+        async move {
+            let Some(encoded) = ready? else {
+                Box::pin(self.raise_no_space()).await;
+                return Err(ApiError::NoSpace);
+            };
+            let Outcome { revision, result } = self.submit(encoded).await?;
+            Ok((revision, result?))
+        }
+    }
+
+    /// What is refused by a look at this member alone; `false` if there is no room.
+    fn ready(&self, command: &Command) -> Result<bool, ApiError> {
         preflight::check_size(command, self.request_bytes_max)?;
         preflight::check_gap(self.node.apply_gap())?;
-        if self.quota.refuses(command, self.allocated_bytes()) {
-            self.raise_no_space().await;
-            return Err(ApiError::NoSpace);
-        }
-        let Outcome { revision, result } = self.submit(command).await?;
-        Ok((revision, result?))
+        Ok(!self.quota.refuses(command, self.allocated_bytes()))
     }
 
     /// Waits for the outcome. If the time runs out, or the client goes, the proposal is carried out all the same.
-    async fn submit(&self, command: &Command) -> Result<Outcome, ApiError> {
+    async fn submit(&self, command: EncodedCommand) -> Result<Outcome, ApiError> {
         let started = Instant::now();
-        match timeout(self.request_timeout, self.node.propose(EncodedCommand::encode(command))).await {
+        match timeout(self.request_timeout, self.node.propose(command)).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(error)) => Err(self.propose_error(error, started)),
             Err(_) => Err(self.timed_out(started, Effect::Unknown)),
@@ -45,7 +57,7 @@ impl State {
             member_id: self.member_id,
             kind: AlarmKind::NoSpace,
         });
-        match self.submit(&command).await {
+        match self.submit(EncodedCommand::encode(&command)).await {
             Ok(_) => tracing::warn!(
                 size_bytes = self.allocated_bytes(),
                 quota_bytes = self.quota.reported(),

@@ -64,7 +64,7 @@ pub(crate) async fn whole(state: &State, request: &RangeRequest) -> Result<Whole
         let answer = match begun {
             Ok(Begun { result, rest: None }) => return Ok(Whole { result, permit: None }),
             Ok(Begun { mut result, rest: Some(Unread { scan, permit }) }) => {
-                let read = gather(scan, &mut result, usize::MAX, usize::MAX).await;
+                let read = Box::pin(gather(scan, &mut result, usize::MAX, usize::MAX)).await;
                 read.map(|_| Whole { result, permit: Some(permit) })
             }
             Err(error) => Err(error),
@@ -87,7 +87,8 @@ async fn begin_once(state: &State, request: &RangeRequest) -> Result<Begun, ApiE
     if is_cheap(&view, request) && is_small(request) {
         return Ok(Begun { result: view.range(request)?, rest: None });
     }
-    large(state, open(state, view, request).await?).await
+    // What few requests need is not part of every request's future.
+    Box::pin(async { large(state, open(state, view, request).await?).await }).await
 }
 
 async fn open(state: &State, view: View, request: &RangeRequest) -> Result<Scan, ApiError> {

@@ -12,38 +12,38 @@ const TIMEOUT_DIGITS_MAX: usize = 8;
 
 /// What a call says about itself.
 #[derive(Debug, Default)]
-pub(super) struct Head<'a> {
+pub(super) struct Head {
     /// When the client waits no longer.
     pub(super) deadline: Option<Instant>,
     /// It wants to hear at once that there is no leader.
     pub(super) requires_leader: bool,
-    /// The API version that the client says it speaks.
-    pub(super) client_version: Option<&'a str>,
-    /// It says so in what is no text.
+    /// The API version that the client says it speaks is no text.
     pub(super) bad_client_version: bool,
     /// How its messages may be compressed.
-    pub(super) encoding: Option<&'a str>,
+    pub(super) encoding: Option<Box<str>>,
 }
 
-impl<'a> Head<'a> {
-    pub(super) fn read(headers: &'a HeaderMap) -> Result<Head<'a>, ProtocolError> {
+impl Head {
+    /// Reads what matters, and the API version that the client says it speaks.
+    pub(super) fn read(headers: &HeaderMap) -> Result<(Head, Option<&str>), ProtocolError> {
         let mut head = Head::default();
+        let mut client_version = None;
         // One pass: every lookup by name would hash it, and most calls have none of these.
         for (name, value) in headers {
             match name.as_str() {
                 "grpc-timeout" => head.deadline = Instant::now().checked_add(timeout(value)?),
                 "hasleader" => head.requires_leader |= value == "true",
-                "client-api-version" if head.client_version.is_none() => match std::str::from_utf8(value.as_bytes()) {
-                    Ok(version) => head.client_version = Some(version),
+                "client-api-version" if client_version.is_none() => match std::str::from_utf8(value.as_bytes()) {
+                    Ok(version) => client_version = Some(version),
                     Err(_) => head.bad_client_version = true,
                 },
-                "grpc-encoding" => {
-                    head.encoding = Some(value.to_str().unwrap_or("?")).filter(|encoding| *encoding != "identity");
+                "grpc-encoding" if value != "identity" => {
+                    head.encoding = Some(String::from_utf8_lossy(value.as_bytes()).into());
                 }
                 _ => {}
             }
         }
-        Ok(head)
+        Ok((head, client_version))
     }
 }
 
@@ -96,14 +96,14 @@ mod tests {
         ] {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        let head = Head::read(&headers).unwrap();
+        let (head, client_version) = Head::read(&headers).unwrap();
         assert!(head.requires_leader && head.deadline.is_some() && head.encoding.is_none());
-        assert_eq!(head.client_version, Some("3.6"));
+        assert_eq!(client_version, Some("3.6"));
         headers.insert("grpc-encoding", HeaderValue::from_static("gzip"));
         headers.insert("client-api-version", HeaderValue::from_bytes(b"\xff").unwrap());
         headers.insert("hasleader", HeaderValue::from_static("false"));
-        let head = Head::read(&headers).unwrap();
-        assert!(head.bad_client_version && !head.requires_leader);
-        assert_eq!(head.encoding, Some("gzip"));
+        let (head, client_version) = Head::read(&headers).unwrap();
+        assert!(head.bad_client_version && !head.requires_leader && client_version.is_none());
+        assert_eq!(head.encoding.as_deref(), Some("gzip"));
     }
 }

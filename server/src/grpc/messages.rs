@@ -31,8 +31,8 @@ pub(crate) struct Messages<B = Incoming> {
 
 impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
     /// Reads messages of up to `limit` bytes.
-    pub(super) fn new(body: B, limit: usize, encoding: Option<&str>) -> Self {
-        Messages { body, held: Bytes::new(), joined: BytesMut::new(), limit, encoding: encoding.map(Box::from) }
+    pub(super) fn new(body: B, limit: usize, encoding: Option<Box<str>>) -> Self {
+        Messages { body, held: Bytes::new(), joined: BytesMut::new(), limit, encoding }
     }
 
     /// The next message; `None` once the client has closed its half.
@@ -131,7 +131,7 @@ mod tests {
 
     fn read(pieces: &[&[u8]], limit: usize, encoding: Option<&str>) -> (Vec<Bytes>, Option<String>) {
         let pieces = Pieces(pieces.iter().map(|piece| Bytes::copy_from_slice(piece)).collect());
-        let mut messages = Messages::new(pieces, limit, encoding);
+        let mut messages = Messages::new(pieces, limit, encoding.map(Box::from));
         let mut read = Vec::new();
         let mut cx = Context::from_waker(std::task::Waker::noop());
         loop {

@@ -32,11 +32,12 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::time::Instant;
 
-use crate::api::{Exchange, Route, State};
+use crate::api::{Exchange, Route, Running, State, admit};
 use crate::error::{ApiError, Effect};
 use crate::preflight::MESSAGE_OVERHEAD_BYTES;
 pub(crate) use error::ProtocolError;
 use head::Head;
+pub(crate) use messages::Messages;
 pub(crate) use reply::Reply;
 
 const CONTENT: &str = "application/grpc";
@@ -62,39 +63,62 @@ impl Grpc {
 
     /// Answers a request; the status of the call is in the answer, whatever it is.
     pub(crate) async fn call(&self, request: Request<Incoming>) -> Response<Reply> {
-        let (parts, body) = request.into_parts();
-        // Whatever is wrong with the head is wrong with HTTP, too, as grpc-go has it.
-        let head = match Head::read(&parts.headers) {
-            Ok(head) => head,
-            Err(error) => return with_status(reply::refusal(&error.into()), StatusCode::BAD_REQUEST),
+        let (call, kind) = match self.begin(request) {
+            Ok(begun) => begun,
+            Err(refusal) => return *refusal,
         };
-        let Some(kind) = content_type(parts.headers.get(CONTENT_TYPE)) else {
-            let found =
-                parts.headers.get(CONTENT_TYPE).map(|kind| String::from_utf8_lossy(kind.as_bytes()).into_owned());
-            let error = ProtocolError::ContentType { found: found.unwrap_or_default() };
-            return with_status(reply::refusal(&error.into()), StatusCode::UNSUPPORTED_MEDIA_TYPE);
-        };
-        if parts.method != Method::POST {
-            let error = ProtocolError::WrongMethod { found: parts.method.to_string() };
-            return with_status(reply::refusal(&error.into()), StatusCode::METHOD_NOT_ALLOWED);
-        }
-        if head.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return with_status(reply::refusal(&ApiError::DeadlineExceeded(Effect::None)), StatusCode::OK);
-        }
-        let path = parts.uri.path();
-        let mut response = match Route::of_grpc(path) {
-            Some(route) => match route.exchange() {
-                Exchange::Unary => unary::call(self, route, &head, body).await,
-                Exchange::ServerStream | Exchange::BidiStream => stream::call(self, route, &head, body).await,
-            },
-            None => reply::refusal(&unknown(path).into()),
+        let mut response = match call.route.exchange() {
+            Exchange::Unary => unary::answer(&self.state, call).await,
+            // Rarer, longer-lived and larger.
+            Exchange::ServerStream | Exchange::BidiStream => Box::pin(stream::answer(&self.state, call)).await,
         };
         response.headers_mut().insert(CONTENT_TYPE, kind);
         response
     }
 
-    fn check_version(head: &Head<'_>) -> Result<(), ApiError> {
-        if head.bad_client_version { Err(ApiError::BadClientVersion) } else { Ok(()) }
+    /// Reads the head of a call, of which little is kept; or refuses it.
+    fn begin(&self, request: Request<Incoming>) -> Result<(Call, HeaderValue), Box<Response<Reply>>> {
+        let (parts, body) = request.into_parts();
+        // Whatever is wrong with the head is wrong with HTTP, too, as grpc-go has it.
+        let refuse = |status, error: ApiError| Box::new(with_status(reply::refusal(&error), status));
+        let (head, client_version) =
+            Head::read(&parts.headers).map_err(|error| refuse(StatusCode::BAD_REQUEST, error.into()))?;
+        let given = parts.headers.get(CONTENT_TYPE);
+        let kind = content_type(given).ok_or_else(|| {
+            let found = given.map(|kind| String::from_utf8_lossy(kind.as_bytes()).into_owned()).unwrap_or_default();
+            refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, ProtocolError::ContentType { found }.into())
+        })?;
+        if parts.method != Method::POST {
+            let found = parts.method.to_string();
+            return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, ProtocolError::WrongMethod { found }.into()));
+        }
+        if head.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(refuse(StatusCode::OK, ApiError::DeadlineExceeded(Effect::None)));
+        }
+        let path = parts.uri.path();
+        let route = Route::of_grpc(path).ok_or_else(|| refuse(StatusCode::OK, unknown(path).into()))?;
+        let running = self.state.metrics.begin(route, client_version);
+        let messages = Messages::new(body, self.message_bytes_max, head.encoding.clone());
+        Ok((Call { route, head, messages, running }, kind))
+    }
+}
+
+/// A call whose head is fine.
+struct Call {
+    route: Route,
+    head: Head,
+    messages: Messages,
+    running: Running,
+}
+
+impl Call {
+    /// What is refused before a call's meaning is looked at.
+    fn admit(&self, state: &State) -> Result<(), ApiError> {
+        if let Some(encoding) = &self.head.encoding {
+            return Err(ProtocolError::Encoding { found: encoding.to_string() }.into());
+        }
+        admit(state, self.route, self.head.requires_leader)?;
+        if self.head.bad_client_version { Err(ApiError::BadClientVersion) } else { Ok(()) }
     }
 }
 

@@ -5,25 +5,24 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::stream::try_unfold;
 use hyper::Response;
-use hyper::body::Incoming;
 use prost::Message;
 
-use crate::api::{Route, State, admit};
+use crate::api::{Route, State};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
-use crate::grpc::head::Head;
-use crate::grpc::messages::Messages;
 use crate::grpc::reply::{self, Answers, Reply};
-use crate::grpc::{Grpc, health, range_stream};
+use crate::grpc::{Call, Messages, health, range_stream};
 
-pub(super) async fn call(grpc: &Grpc, route: Route, head: &Head<'_>, body: Incoming) -> Response<Reply> {
-    let state = &grpc.state;
-    let running = state.metrics.begin(route, head.client_version);
-    let messages = Messages::new(body, grpc.message_bytes_max, head.encoding);
-    match begin(state, route, head, messages).await {
+pub(super) async fn answer(state: &Arc<State>, call: Call) -> Response<Reply> {
+    let admitted = call.admit(state);
+    let Call { route, head, messages, running } = call;
+    let answers = match admitted {
+        Ok(()) => begin(state, route, messages).await,
+        Err(error) => Err(error),
+    };
+    match answers {
         Ok(answers) => {
             let answers = match head.deadline {
                 None => answers,
@@ -38,12 +37,7 @@ pub(super) async fn call(grpc: &Grpc, route: Route, head: &Head<'_>, body: Incom
     }
 }
 
-async fn begin(state: &Arc<State>, route: Route, head: &Head<'_>, messages: Messages) -> Result<Answers, ApiError> {
-    if let Some(encoding) = head.encoding {
-        return Err(ProtocolError::Encoding { found: encoding.to_owned() }.into());
-    }
-    admit(state, route, head.requires_leader)?;
-    Grpc::check_version(head)?;
+async fn begin(state: &Arc<State>, route: Route, messages: Messages) -> Result<Answers, ApiError> {
     match route {
         Route::RangeStream => range_stream::answers(state, single(state, route, messages).await?).await,
         Route::HealthWatch => Ok(health::watch(state, &single(state, route, messages).await?)),
@@ -65,7 +59,7 @@ fn until(deadline: tokio::time::Instant, answers: Answers) -> Answers {
 
 /// The only message of a call that has one.
 async fn single<M: Message + Default>(state: &State, route: Route, mut messages: Messages) -> Result<M, ApiError> {
-    let message: Bytes = messages.next().await?.ok_or(ProtocolError::NoMessage)?;
+    let message = messages.next().await?.ok_or(ProtocolError::NoMessage)?;
     state.metrics.received(route, message.len());
     Ok(M::decode(message).map_err(ProtocolError::from)?)
 }

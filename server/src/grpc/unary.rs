@@ -2,19 +2,16 @@
 
 use bytes::Bytes;
 use hyper::Response;
-use hyper::body::Incoming;
 use prost::Message;
 use tally_apply::Alarm;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
-use crate::api::{Route, State, Whole, admit, cluster, kv, maintenance};
+use crate::api::{Route, State, Whole, cluster, kv, maintenance};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
-use crate::grpc::head::Head;
-use crate::grpc::messages::Messages;
 use crate::grpc::reply::{self, Reply};
-use crate::grpc::{Grpc, health, write};
+use crate::grpc::{Call, health, write};
 use crate::proto::etcdserverpb as pb;
 use crate::wire::Members;
 
@@ -26,67 +23,71 @@ const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 /// A result.
 enum Answer {
     Whole(Bytes),
-    /// Of so many bytes, prefix included.
-    Large(Box<dyn Iterator<Item = Bytes> + Send>, usize, Option<OwnedSemaphorePermit>),
+    Large(Box<Large>),
 }
 
-pub(super) async fn call(grpc: &Grpc, route: Route, head: &Head<'_>, body: Incoming) -> Response<Reply> {
-    let state = &*grpc.state;
-    let running = state.metrics.begin(route, head.client_version);
-    let mut messages = Messages::new(body, grpc.message_bytes_max, head.encoding);
-    let result = match head.deadline {
-        None => answer(state, route, head, &mut messages).await,
+/// A result that is made in pieces.
+struct Large {
+    pieces: Box<dyn Iterator<Item = Bytes> + Send>,
+    /// Of all pieces.
+    bytes: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+pub(super) async fn answer(state: &State, mut call: Call) -> Response<Reply> {
+    let result = match call.head.deadline {
+        None => run(state, &mut call).await,
         // What it has proposed by then is carried out or not: nobody knows.
-        Some(deadline) => timeout_at(deadline, answer(state, route, head, &mut messages))
+        Some(deadline) => Box::pin(timeout_at(deadline, run(state, &mut call)))
             .await
             .unwrap_or(Err(ApiError::DeadlineExceeded(Effect::Unknown))),
     };
-    running.end(result.as_ref().err());
+    call.running.end(result.as_ref().err());
     match result {
         Ok(Answer::Whole(message)) => {
-            state.metrics.sent(route, message.len());
+            state.metrics.sent(call.route, message.len());
             reply::message(message)
         }
-        Ok(Answer::Large(pieces, bytes, permit)) => {
-            state.metrics.sent(route, bytes);
-            reply::large(pieces, permit)
+        Ok(Answer::Large(large)) => {
+            state.metrics.sent(call.route, large.bytes);
+            reply::large(large.pieces, large.permit)
         }
         Err(error) => reply::refusal(&error),
     }
 }
 
-async fn answer(state: &State, route: Route, head: &Head<'_>, messages: &mut Messages) -> Result<Answer, ApiError> {
-    if let Some(encoding) = head.encoding {
-        return Err(ProtocolError::Encoding { found: encoding.to_owned() }.into());
+async fn run(state: &State, call: &mut Call) -> Result<Answer, ApiError> {
+    call.admit(state)?;
+    let message = call.messages.next().await?.ok_or(ProtocolError::NoMessage)?;
+    state.metrics.received(call.route, message.len());
+    match call.route {
+        Route::Range => {
+            let whole = kv::range(state, decode::<pb::RangeRequest>(message)?.into()).await?;
+            range(state, whole)
+        }
+        Route::Put => {
+            let reply = kv::put(state, decode::<pb::PutRequest>(message)?.into()).await?;
+            Ok(Answer::Whole(write::put(&state.header(reply.revision), &reply)))
+        }
+        Route::DeleteRange => {
+            let reply = kv::delete_range(state, decode::<pb::DeleteRangeRequest>(message)?.into()).await?;
+            Ok(Answer::Whole(write::delete_range(&state.header(reply.revision), &reply)))
+        }
+        Route::Txn => {
+            let reply = kv::txn(state, decode::<pb::TxnRequest>(message)?.into()).await?;
+            Ok(Answer::Whole(write::txn(&state.header(reply.revision), &reply)))
+        }
+        // Every call's future is as large as the largest of them; these need not be part of it.
+        route => Box::pin(rarer(state, route, message)).await.map(Answer::Whole),
     }
-    let message = messages.next().await?.ok_or(ProtocolError::NoMessage)?;
-    state.metrics.received(route, message.len());
-    admit(state, route, head.requires_leader)?;
-    Grpc::check_version(head)?;
-    dispatch(state, route, message).await
 }
 
 fn decode<M: Message + Default>(message: Bytes) -> Result<M, ApiError> {
     Ok(M::decode(message).map_err(ProtocolError::from)?)
 }
 
-async fn dispatch(state: &State, route: Route, message: Bytes) -> Result<Answer, ApiError> {
-    Ok(Answer::Whole(match route {
-        Route::Range => {
-            return range(state, kv::range(state, decode::<pb::RangeRequest>(message)?.into()).await?);
-        }
-        Route::Put => {
-            let reply = kv::put(state, decode::<pb::PutRequest>(message)?.into()).await?;
-            write::put(&state.header(reply.revision), &reply)
-        }
-        Route::DeleteRange => {
-            let reply = kv::delete_range(state, decode::<pb::DeleteRangeRequest>(message)?.into()).await?;
-            write::delete_range(&state.header(reply.revision), &reply)
-        }
-        Route::Txn => {
-            let reply = kv::txn(state, decode::<pb::TxnRequest>(message)?.into()).await?;
-            write::txn(&state.header(reply.revision), &reply)
-        }
+async fn rarer(state: &State, route: Route, message: Bytes) -> Result<Bytes, ApiError> {
+    Ok(match route {
         Route::Compact => {
             let revision = kv::compact(state, decode::<pb::CompactionRequest>(message)?.into()).await?;
             write::message(&pb::CompactionResponse { header: write::header(&state.header(revision)) })
@@ -123,13 +124,13 @@ async fn dispatch(state: &State, route: Route, message: Bytes) -> Result<Answer,
             write::message(&pb::MoveLeaderResponse { header: None })
         }
         Route::MemberAdd | Route::MemberRemove | Route::MemberUpdate | Route::MemberList | Route::MemberPromote => {
-            return members(state, route, message).await.map(Answer::Whole);
+            members(state, route, message).await?
         }
         Route::HealthCheck => health::check(state, &decode(message)?)?,
-        Route::RangeStream | Route::HealthWatch => {
-            return Err(ApiError::Defect { what: "a stream was called as a unary RPC" });
+        Route::Range | Route::Put | Route::DeleteRange | Route::Txn | Route::RangeStream | Route::HealthWatch => {
+            return Err(ApiError::Defect { what: "a call was answered as another" });
         }
-    }))
+    })
 }
 
 /// The cluster service. As in etcd, its headers have no revision.
@@ -190,5 +191,6 @@ fn range(state: &State, whole: Whole) -> Result<Answer, ApiError> {
     if bytes <= WHOLE_BYTES_MAX {
         return Ok(Answer::Whole(write::range(&header, &result)));
     }
-    Ok(Answer::Large(Box::new(write::range_in_pieces(&header, result)), bytes, permit))
+    let pieces = Box::new(write::range_in_pieces(&header, result));
+    Ok(Answer::Large(Box::new(Large { pieces, bytes, permit })))
 }

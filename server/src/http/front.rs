@@ -51,14 +51,19 @@ impl Front {
         request: Request<Incoming>,
         connection: Arc<Connection>,
     ) -> Result<Response<Tracked>, Infallible> {
-        let mut open = connection.begin();
-        if let Some(grpc) = &self.grpc
-            && is_grpc(&request)
-        {
-            let response = grpc.call(request).await;
-            open.respond();
-            return Ok(response.map(|reply| Tracked { body: Form::Grpc(reply), _open: open }));
+        let open = connection.begin();
+        match &self.grpc {
+            Some(grpc) if is_grpc(&request) => {
+                let response = grpc.call(request).await;
+                Ok(response.map(|reply| Tracked::new(Form::Grpc(reply), open)))
+            }
+            _ => Box::pin(self.plain(request, &connection))
+                .await
+                .map(|r| r.map(|body| Tracked::new(Form::Plain(body), open))),
         }
+    }
+
+    async fn plain(&self, request: Request<Incoming>, connection: &Connection) -> Result<Response<Body>, Infallible> {
         let is_http1 = request.version() < Version::HTTP_2;
         let mut response = match self.refuse(&request) {
             Some(refusal) => refusal,
@@ -69,8 +74,7 @@ impl Front {
         if is_http1 && connection.order() != Order::Continue {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        open.respond();
-        Ok(response.map(|body| Tracked { body: Form::Plain(body), _open: open }))
+        Ok(response)
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
@@ -138,6 +142,14 @@ pub(super) struct Tracked {
     _open: Open,
 }
 
+impl Tracked {
+    /// The response begins.
+    fn new(body: Form, mut open: Open) -> Tracked {
+        open.respond();
+        Tracked { body, _open: open }
+    }
+}
+
 enum Form {
     Plain(Body),
     Grpc(Reply),
@@ -172,7 +184,17 @@ impl HttpBody for Tracked {
 
 #[cfg(test)]
 mod tests {
-    use super::host_name;
+    use super::*;
+
+    /// Every request moves its future several times, so what few requests need has to be boxed.
+    #[test]
+    fn the_future_of_a_request_is_small() {
+        fn bytes<F>(_: fn(Arc<Front>, Request<Incoming>, Arc<Connection>) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = bytes(Front::call);
+        assert!(bytes <= 1_536, "{bytes} bytes");
+    }
 
     #[test]
     fn ports_are_cut_off_names() {

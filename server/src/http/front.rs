@@ -193,7 +193,7 @@ mod tests {
             size_of::<F>()
         }
         let bytes = bytes(Front::call);
-        assert!(bytes <= 1_536, "{bytes} bytes");
+        assert!(bytes <= 2_304, "{bytes} bytes");
     }
 
     #[test]

@@ -1,16 +1,20 @@
 //! The applier: committed entries in, outcomes out; one batch and one commit for everything that was handed over together.
 
+mod leases;
+
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tally_backend::{Applied, Backend, Bucket, StorageError, WriteBatch};
+use tally_lease::Leases;
 use tally_mvcc::{CheckError, Options as KvOptions, WriteError, Writer};
 
 use crate::alarm::{Alarm, AlarmCommand, Alarms};
 use crate::checkpoints::{self, Checkpoints};
 use crate::command::{Command, DecodeError};
 use crate::gate;
+use crate::lease_feed::{LeaseChange, LeaseFeed};
 use crate::member::Members;
 use crate::outcome::{Outcome, Rejection, Reply};
 use crate::reads::{Reads, Shared};
@@ -52,6 +56,9 @@ pub enum OpenError {
     /// The key-value store does not open.
     #[error("cannot open the key-value store")]
     Kv(#[from] tally_mvcc::OpenError),
+    /// The leases do not open.
+    #[error("cannot open the leases")]
+    Leases(#[from] tally_lease::OpenError),
     /// A record does not decode.
     #[error("the {what} under key {key:02x?} is damaged: restore this member from a snapshot or a backup")]
     Corrupt {
@@ -151,16 +158,15 @@ pub struct Applier {
     kv: Writer,
     alarms: Alarms,
     members: Members,
+    leases: Leases,
+    /// What the chunk does to the leases, for those who follow them.
+    lease_changes: Vec<LeaseChange>,
+    lease_feed: Arc<LeaseFeed>,
     level: u32,
     applied: Applied,
     shared: Arc<ArcSwap<Shared>>,
     checkpoints: Arc<Checkpoints>,
     stopped: bool,
-}
-
-/// Leases are not granted in this version, so no put can name one that exists.
-fn lease_exists(_lease: i64) -> bool {
-    false
 }
 
 impl Applier {
@@ -169,8 +175,17 @@ impl Applier {
     /// # Errors
     /// [`OpenError`]: what cannot be read, or a root that differs from the one stored with the applied index.
     pub fn open(backend: Backend, options: KvOptions) -> Result<(Self, Reads), OpenError> {
-        let (kv, reader) = tally_mvcc::open(&backend, options)?;
         let tx = backend.read();
+        let mut leases = Leases::load(&tx)?;
+        let mut dangling = None;
+        let (kv, reader) = tally_mvcc::open_with_leases(&backend, options, |key, lease| {
+            if let Err(error) = leases.restore(key, lease) {
+                dangling = Some(error);
+            }
+        })?;
+        if let Some(error) = dangling {
+            return Err(error.into());
+        }
         let level = match tx.get(Bucket::Meta, LEVEL_KEY)? {
             None => FEATURE_LEVEL,
             Some(value) => {
@@ -187,9 +202,9 @@ impl Applier {
         let (members, members_as_stored) = Members::load(&tx)?;
         drop(tx);
         let mut applied = backend.applied();
-        let found = root::combine(kv.root(), alarms.sum(), members.sum(), level);
+        let found = root::combine(kv.root(), alarms.sum(), members.sum(), &leases, level);
         // Old data: its root was formed over records that still held what is dropped today. From here on it is as today's.
-        let found_as_stored = root::combine(kv.root(), alarms.sum(), members_as_stored, level);
+        let found_as_stored = root::combine(kv.root(), alarms.sum(), members_as_stored, &leases, level);
         if applied.index > 0 {
             if applied.root != found && applied.root != found_as_stored {
                 return Err(OpenError::Root { index: applied.index, found, stored: applied.root });
@@ -201,11 +216,33 @@ impl Applier {
             alarms: alarms.list().into(),
             members: members.list().into(),
             removed_members: members.removed().into(),
+            leases: leases.view(),
             level,
         }));
         let checkpoints = Arc::new(Checkpoints::default());
-        let reads = Reads::new(reader, Arc::clone(&shared), Arc::clone(&checkpoints));
-        Ok((Self { backend, kv, alarms, members, level, applied, shared, checkpoints, stopped: false }, reads))
+        let lease_feed = Arc::new(LeaseFeed::default());
+        let reads = Reads {
+            kv: reader,
+            shared: Arc::clone(&shared),
+            checkpoints: Arc::clone(&checkpoints),
+            lease_feed: Arc::clone(&lease_feed),
+            lease_metrics: leases.metrics(),
+        };
+        let applier = Self {
+            backend,
+            kv,
+            alarms,
+            members,
+            leases,
+            lease_changes: Vec::new(),
+            lease_feed,
+            level,
+            applied,
+            shared,
+            checkpoints,
+            stopped: false,
+        };
+        Ok((applier, reads))
     }
 
     /// The last entry applied, with the root after it.
@@ -248,11 +285,8 @@ impl Applier {
                 Body::Command(encoded) => {
                     let command =
                         Command::decode(encoded).map_err(|source| Fatal::Decode { index: entry.index, source })?;
-                    small_state_changed |= !matches!(
-                        command,
-                        Command::Put(_) | Command::DeleteRange(_) | Command::Txn(_) | Command::Compact { .. }
-                    );
-                    self.apply_command(entry.index, command, &mut batch)?
+                    small_state_changed |= command.changes_small_state();
+                    self.apply_command(entry, command, &mut batch)?
                 }
             };
             outcomes.push(Outcome { revision: self.kv.revision(), result });
@@ -275,7 +309,7 @@ impl Applier {
 
     /// The root of everything that is replicated, staged changes included.
     fn root(&self) -> u128 {
-        root::combine(self.kv.root(), self.alarms.sum(), self.members.sum(), self.level)
+        root::combine(self.kv.root(), self.alarms.sum(), self.members.sum(), &self.leases, self.level)
     }
 
     /// Durable order: effects and index in one write, and only then anything that a reader can see.
@@ -290,17 +324,19 @@ impl Applier {
         } else {
             (Arc::clone(&shared.alarms), Arc::clone(&shared.members), Arc::clone(&shared.removed_members))
         };
-        let applied = self.applied.clone();
-        self.shared.store(Arc::new(Shared { applied, alarms, members, removed_members, level: self.level }));
+        let (applied, leases) = (self.applied.clone(), self.leases.view());
+        self.shared.store(Arc::new(Shared { applied, alarms, members, removed_members, leases, level: self.level }));
+        self.lease_feed.tell(&mut self.lease_changes);
         Ok(())
     }
 
     fn apply_command(
         &mut self,
-        index: u64,
+        entry: &Committed,
         command: Command,
         batch: &mut WriteBatch,
     ) -> Result<Result<Reply, Rejection>, Fatal> {
+        let index = entry.index;
         if let Err(rejection) = gate::check(&self.alarms, &command) {
             return Ok(Err(rejection));
         }
@@ -309,6 +345,11 @@ impl Applier {
             CheckError::Rejected(rejection) => Ok(Rejection::Kv(rejection)),
             source => Err(Fatal::Check { index, source }),
         };
+        if let Some(meant) = command.only_in_term().filter(|term| *term != entry.term) {
+            return Ok(Err(Rejection::OtherTerm { meant, found: entry.term }));
+        }
+        let staged = self.kv.staged().len();
+        let lease_exists = |lease| self.leases.contains(lease);
         let reply = match command {
             Command::Put(request) => match self.kv.check_put_with_leases(&request, &lease_exists) {
                 Ok(()) => Reply::Put(self.kv.put(&request, batch).map_err(write)?),
@@ -339,7 +380,12 @@ impl Applier {
                 self.members.remove(id, batch);
                 Reply::Done
             }
+            Command::LeaseGrant { id, ttl_s } => return Ok(self.grant(id, ttl_s, batch)),
+            Command::LeaseRevoke { id } => return self.revoke(index, id, batch),
+            Command::LeaseCheckpoint { remaining, .. } => self.checkpoint(&remaining, batch),
+            Command::LeaseExpire { ids, .. } => return self.expire(index, &ids, batch).map(Ok),
         };
+        self.follow(staged);
         Ok(Ok(reply))
     }
 

@@ -13,6 +13,10 @@
 //! | 6 | set feature level | 0.1 |
 //! | 7 | set member | 0.1 |
 //! | 8 | remove member | 0.1 |
+//! | 9 | grant a lease | 0.1 |
+//! | 10 | revoke a lease | 0.1 |
+//! | 11 | checkpoint leases | 0.1 |
+//! | 12 | expire leases | 0.1 |
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tally_mvcc::{DeleteRequest, PutRequest, TxnRequest};
@@ -53,6 +57,33 @@ pub enum Command {
     RemoveMember {
         /// Which one; it need not have said anything about itself yet.
         id: u64,
+    },
+    /// Grant a lease.
+    LeaseGrant {
+        /// Its id, not 0.
+        id: i64,
+        /// Its time to live in seconds; at least 1 is granted.
+        ttl_s: i64,
+    },
+    /// Revoke a lease and delete the keys attached to it, as one revision.
+    LeaseRevoke {
+        /// Which one.
+        id: i64,
+    },
+    /// Note what is left of leases. Who is deposed has no say in it any more: it counts in one term only.
+    LeaseCheckpoint {
+        /// The term of the leader that says so.
+        term: u64,
+        /// Ids, and what is left in seconds (0: all of it). Leases that there are not are passed over.
+        remaining: Vec<(i64, i64)>,
+    },
+    /// Revoke leases that have expired, each in a revision of its own. It counts in one term only: a leader that was stuck
+    /// while another one renewed them must not end them.
+    LeaseExpire {
+        /// The term of the leader that says so.
+        term: u64,
+        /// Which ones. Leases that there are not are passed over.
+        ids: Vec<i64>,
     },
 }
 
@@ -147,6 +178,30 @@ impl Command {
             Self::SetFeatureLevel { .. } => 6,
             Self::SetMember(_) => 7,
             Self::RemoveMember { .. } => 8,
+            Self::LeaseGrant { .. } => 9,
+            Self::LeaseRevoke { .. } => 10,
+            Self::LeaseCheckpoint { .. } => 11,
+            Self::LeaseExpire { .. } => 12,
+        }
+    }
+
+    /// The one term in which it counts, if there is only one.
+    pub(crate) fn only_in_term(&self) -> Option<u64> {
+        match self {
+            Self::LeaseCheckpoint { term, .. } | Self::LeaseExpire { term, .. } => Some(*term),
+            Self::Put(_) | Self::DeleteRange(_) | Self::Txn(_) | Self::Compact { .. } => None,
+            Self::Alarm(_) | Self::SetFeatureLevel { .. } | Self::SetMember(_) | Self::RemoveMember { .. } => None,
+            Self::LeaseGrant { .. } | Self::LeaseRevoke { .. } => None,
+        }
+    }
+
+    /// Whether it may change alarms, members or the feature level.
+    pub(crate) fn changes_small_state(&self) -> bool {
+        match self {
+            Self::Alarm(_) | Self::SetFeatureLevel { .. } | Self::SetMember(_) | Self::RemoveMember { .. } => true,
+            Self::Put(_) | Self::DeleteRange(_) | Self::Txn(_) | Self::Compact { .. } => false,
+            Self::LeaseGrant { .. } | Self::LeaseRevoke { .. } => false,
+            Self::LeaseCheckpoint { .. } | Self::LeaseExpire { .. } => false,
         }
     }
 }

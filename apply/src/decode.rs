@@ -27,6 +27,13 @@ pub(crate) fn body(tag: u8, fields: Bytes) -> Result<Command, DecodeError> {
         }
         7 => Command::SetMember(member(fields)?),
         8 => Command::RemoveMember { id: single_integer(fields, "remove member")? as u64 },
+        9 => {
+            let (id, ttl_s) = pair(fields, "grant lease")?;
+            Command::LeaseGrant { id, ttl_s }
+        }
+        10 => Command::LeaseRevoke { id: single_integer(fields, "revoke lease")? },
+        11 => checkpoint(fields)?,
+        12 => expire(fields)?,
         tag => return Err(DecodeError::UnknownCommand { tag }),
     })
 }
@@ -40,6 +47,46 @@ fn single_integer(mut fields: Fields, command: &'static str) -> Result<i64, Deco
         }
     }
     value.ok_or(DecodeError::Missing { command, number: 1 })
+}
+
+/// Two integers, of which the second is left out if it is 0.
+fn pair(mut fields: Fields, command: &'static str) -> Result<(i64, i64), DecodeError> {
+    let (mut first, mut second) = (None, 0);
+    while let Some((number, field)) = fields.next()? {
+        match number {
+            1 => first = Some(field.integer(command, number)?),
+            2 => second = field.integer(command, number)?,
+            _ => return Err(DecodeError::UnknownField { command, number }),
+        }
+    }
+    Ok((first.ok_or(DecodeError::Missing { command, number: 1 })?, second))
+}
+
+fn checkpoint(mut fields: Fields) -> Result<Command, DecodeError> {
+    const NAME: &str = "checkpoint of leases";
+    let (mut term, mut remaining) = (None, Vec::new());
+    while let Some((number, field)) = fields.next()? {
+        match number {
+            1 => term = Some(field.integer(NAME, number)? as u64),
+            2 => remaining.push(pair(field.message(NAME, number)?, NAME)?),
+            _ => return Err(DecodeError::UnknownField { command: NAME, number }),
+        }
+    }
+    let term = term.ok_or(DecodeError::Missing { command: NAME, number: 1 })?;
+    Ok(Command::LeaseCheckpoint { term, remaining })
+}
+
+fn expire(mut fields: Fields) -> Result<Command, DecodeError> {
+    const NAME: &str = "expiry of leases";
+    let (mut term, mut ids) = (None, Vec::new());
+    while let Some((number, field)) = fields.next()? {
+        match number {
+            1 => term = Some(field.integer(NAME, number)? as u64),
+            2 => ids.push(field.integer(NAME, number)?),
+            _ => return Err(DecodeError::UnknownField { command: NAME, number }),
+        }
+    }
+    Ok(Command::LeaseExpire { term: term.ok_or(DecodeError::Missing { command: NAME, number: 1 })?, ids })
 }
 
 fn put(mut fields: Fields) -> Result<PutRequest, DecodeError> {

@@ -21,7 +21,11 @@ pub(crate) fn size_hint(command: &Command) -> usize {
         | Command::Compact { .. }
         | Command::Alarm(_)
         | Command::SetFeatureLevel { .. }
-        | Command::RemoveMember { .. } => 2 * ENVELOPE,
+        | Command::RemoveMember { .. }
+        | Command::LeaseGrant { .. }
+        | Command::LeaseRevoke { .. } => 2 * ENVELOPE,
+        Command::LeaseCheckpoint { remaining, .. } => ENVELOPE + 20 * remaining.len(),
+        Command::LeaseExpire { ids, .. } => ENVELOPE + 11 * ids.len(),
         Command::SetMember(member) => {
             2 * ENVELOPE + member.name.len() + member.client_urls.iter().map(|url| 2 + url.len()).sum::<usize>()
         }
@@ -38,6 +42,28 @@ pub(crate) fn body(command: &Command, out: &mut BytesMut) {
         Command::SetFeatureLevel { level } => write_integer(out, 1, i64::from(*level)),
         Command::SetMember(record) => member(record, out),
         Command::RemoveMember { id } => write_integer(out, 1, *id as i64),
+        Command::LeaseGrant { id, ttl_s } => {
+            write_integer(out, 1, *id);
+            write_nonzero(out, 2, *ttl_s);
+        }
+        Command::LeaseRevoke { id } => write_integer(out, 1, *id),
+        Command::LeaseCheckpoint { term, remaining } => checkpoint(*term, remaining, out),
+        Command::LeaseExpire { term, ids } => {
+            write_integer(out, 1, *term as i64);
+            ids.iter().for_each(|id| write_integer(out, 2, *id));
+        }
+    }
+}
+
+/// Checkpoint of leases: 1 term, 2 lease (repeated), each 1 id, 2 remaining seconds. Expired leases: 1 term, 2 id (repeated).
+/// A lease granted: 1 id, 2 seconds; revoked: 1 id.
+fn checkpoint(term: u64, remaining: &[(i64, i64)], out: &mut BytesMut) {
+    write_integer(out, 1, term as i64);
+    for (id, remaining_s) in remaining {
+        write_message(out, 2, |out| {
+            write_integer(out, 1, *id);
+            write_nonzero(out, 2, *remaining_s);
+        });
     }
 }
 

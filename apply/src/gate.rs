@@ -12,6 +12,9 @@ pub(crate) fn check(alarms: &Alarms, command: &Command) -> Result<(), Rejection>
         Command::Put(_) | Command::DeleteRange(_) | Command::Txn(_) | Command::Compact { .. } => false,
         Command::Alarm(_) | Command::SetFeatureLevel { .. } => true,
         Command::SetMember(_) | Command::RemoveMember { .. } => true,
+        Command::LeaseGrant { .. } | Command::LeaseRevoke { .. } | Command::LeaseExpire { .. } => false,
+        // It says how long leases last, not what is stored; and renewing one needs it.
+        Command::LeaseCheckpoint { .. } => true,
     };
     if administrative {
         return Ok(());
@@ -20,14 +23,17 @@ pub(crate) fn check(alarms: &Alarms, command: &Command) -> Result<(), Rejection>
         return Err(Rejection::Corrupt);
     }
     let adds_data = match command {
-        Command::Put(_) => true,
+        Command::Put(_) | Command::LeaseGrant { .. } => true,
         Command::Txn(txn) => puts(txn),
         Command::DeleteRange(_)
         | Command::Compact { .. }
         | Command::Alarm(_)
         | Command::SetFeatureLevel { .. }
         | Command::SetMember(_)
-        | Command::RemoveMember { .. } => false,
+        | Command::RemoveMember { .. }
+        | Command::LeaseRevoke { .. }
+        | Command::LeaseCheckpoint { .. }
+        | Command::LeaseExpire { .. } => false,
     };
     if adds_data && alarms.any(AlarmKind::NoSpace) { Err(Rejection::NoSpace) } else { Ok(()) }
 }

@@ -3,8 +3,8 @@
 //! Raft makes logs agree. This crate is where the *states* built from them are kept equal: it takes committed entries in
 //! log order and turns each into effects and an [`Outcome`], the same on every replica.
 //!
-//! It **is** the state machine: the commands and their encoding, the gate that alarms close, alarms, members, the feature
-//! level, the state root, and one atomic commit of effects and index. It **is not** consensus (it never sees a vote), not a
+//! It **is** the state machine: the commands and their encoding, the gate that alarms close, alarms, members, leases with the
+//! keys that go with them, the feature level, the state root, and one atomic commit of effects and index. It **is not** consensus (it never sees a vote), not a
 //! server (no clock, random number, network or thread), and not the key-value store (that is `tally-mvcc`).
 //!
 //! ```text
@@ -47,6 +47,7 @@ mod command;
 mod decode;
 mod encode;
 mod gate;
+mod lease_feed;
 mod member;
 mod outcome;
 mod reads;
@@ -56,6 +57,7 @@ pub use alarm::{Alarm, AlarmAction, AlarmCommand, AlarmKind};
 pub use applier::{Applier, Body, Committed, FEATURE_LEVEL, Fatal, OpenError};
 pub use checkpoints::CHECKPOINT_INTERVAL;
 pub use command::{CODEC_VERSION, Command, DecodeError, TXN_DEPTH_MAX};
+pub use lease_feed::{ChangesLost, LeaseChange};
 pub use member::Member;
 pub use outcome::{Outcome, Rejection, Reply};
 pub use reads::Reads;

@@ -26,7 +26,18 @@ pub enum Reply {
     Compact,
     /// To an alarm command: the alarm it named, if it is raised now.
     Alarm(Option<Alarm>),
-    /// To an entry with nothing to say: a blank one, membership, a member set or removed, a feature level.
+    /// To a lease that was granted.
+    LeaseGrant {
+        /// Its time to live in seconds.
+        ttl_s: i64,
+    },
+    /// To leases that had expired.
+    LeaseExpire {
+        /// How many of them there still were, and were revoked.
+        revoked: u64,
+    },
+    /// To an entry with nothing to say: a blank one, membership, a member set or removed, a feature level, a
+    /// lease revoked or checkpointed.
     Done,
 }
 
@@ -36,6 +47,17 @@ pub enum Rejection {
     /// The key-value store refuses it.
     #[error(transparent)]
     Kv(#[from] tally_mvcc::Rejection),
+    /// The lease table refuses it.
+    #[error(transparent)]
+    Lease(#[from] tally_lease::Rejection),
+    /// The command was meant for one term and came to the log in another: who proposed it leads no more.
+    #[error("the command was meant for term {meant} alone, and this is term {found}")]
+    OtherTerm {
+        /// The term it was meant for.
+        meant: u64,
+        /// The term of its entry.
+        found: u64,
+    },
     /// The NOSPACE alarm is raised.
     #[error("the NOSPACE alarm is raised: only reads, deletes and compactions are accepted")]
     NoSpace,

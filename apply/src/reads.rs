@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tally_backend::Applied;
+use tally_lease::LeaseView;
 use tally_mvcc::Reader;
 
 use crate::alarm::{Alarm, AlarmKind};
 use crate::checkpoints::Checkpoints;
+use crate::lease_feed::{ChangesLost, LeaseChange, LeaseFeed};
 use crate::member::Member;
 
 /// The small state, replaced as a whole after each commit.
@@ -17,22 +19,21 @@ pub(crate) struct Shared {
     pub(crate) alarms: Arc<[Alarm]>,
     pub(crate) members: Arc<[Member]>,
     pub(crate) removed_members: Arc<[u64]>,
+    pub(crate) leases: LeaseView,
     pub(crate) level: u32,
 }
 
 /// A handle for readers; cheap to clone, and every call is a consistent look at one moment.
 #[derive(Clone)]
 pub struct Reads {
-    kv: Reader,
-    shared: Arc<ArcSwap<Shared>>,
-    checkpoints: Arc<Checkpoints>,
+    pub(crate) kv: Reader,
+    pub(crate) shared: Arc<ArcSwap<Shared>>,
+    pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) lease_feed: Arc<LeaseFeed>,
+    pub(crate) lease_metrics: Arc<tally_lease::Metrics>,
 }
 
 impl Reads {
-    pub(crate) fn new(kv: Reader, shared: Arc<ArcSwap<Shared>>, checkpoints: Arc<Checkpoints>) -> Self {
-        Self { kv, shared, checkpoints }
-    }
-
     /// The key-value store.
     pub fn kv(&self) -> &Reader {
         &self.kv
@@ -72,6 +73,30 @@ impl Reads {
     /// the state was opened, oldest first: applied index, and root after it. Equal on all replicas.
     pub fn checkpoints(&self) -> Vec<(u64, u128)> {
         self.checkpoints.list()
+    }
+
+    /// The leases and the keys attached to them, as they are now.
+    pub fn leases(&self) -> LeaseView {
+        self.shared.load().leases.clone()
+    }
+
+    /// Begins or ceases to keep changes of the leases for [`Reads::take_lease_changes`]. There is one listener; a second one
+    /// takes its place.
+    pub fn listen_to_leases(&self, listens: bool) {
+        self.lease_feed.listen(listens);
+    }
+
+    /// The changes of the leases since the last call, in their order. Each of them can be seen in [`Reads::leases`].
+    ///
+    /// # Errors
+    /// [`ChangesLost`] if there were too many; what happens from now on is kept again.
+    pub fn take_lease_changes(&self) -> Result<Vec<LeaseChange>, ChangesLost> {
+        self.lease_feed.take()
+    }
+
+    /// What the lease table counted since the state was opened.
+    pub fn lease_metrics(&self) -> &tally_lease::Metrics {
+        &self.lease_metrics
     }
 
     /// The replicated feature level.

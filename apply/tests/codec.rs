@@ -92,6 +92,10 @@ fn golden_commands() -> Vec<Command> {
         Command::SetMember(member([0; 16])),
         Command::SetMember(member(*b"0123456789abcdef")),
         Command::RemoveMember { id: 0xfedc_ba98_7654_3210 },
+        Command::LeaseGrant { id: i64::MAX, ttl_s: 9_000_000_000 },
+        Command::LeaseRevoke { id: -2 },
+        Command::LeaseCheckpoint { term: 7, remaining: vec![(1, 300), (i64::MIN, 0)] },
+        Command::LeaseExpire { term: u64::MAX, ids: vec![3, 300] },
     ]
 }
 

@@ -70,6 +70,12 @@ fn every_entry_kind_advances_the_persisted_index() {
         member.clone(),
         Command::RemoveMember { id: 5 },
         member, // refused: removed
+        Command::LeaseGrant { id: 7, ttl_s: 10 },
+        Command::LeaseGrant { id: 7, ttl_s: 10 }, // refused: exists
+        Command::LeaseCheckpoint { term: 1, remaining: vec![(7, 5)] },
+        Command::LeaseExpire { term: 2, ids: vec![7] }, // refused: another term
+        Command::LeaseExpire { term: 1, ids: vec![7] },
+        Command::LeaseRevoke { id: 7 }, // refused: gone
     ];
     let mut log: Vec<Committed> = (1..).zip(&commands).map(|(index, command)| entry(index, command)).collect();
     let next = log.len() as u64 + 1;

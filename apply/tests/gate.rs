@@ -28,11 +28,15 @@ fn no_space_refuses_what_adds_data_and_lets_deletes_through() {
         txn,
         delete("a"),
         Command::Compact { revision: 2 },
+        Command::LeaseGrant { id: 1, ttl_s: 9 },
+        Command::LeaseCheckpoint { term: 1, remaining: Vec::new() },
+        Command::LeaseExpire { term: 1, ids: Vec::new() },
     ];
     let log: Vec<_> = (1..).zip(&commands).map(|(index, command)| entry(index, command)).collect();
     let outcomes = applier.apply(&log).unwrap();
     let accepted: Vec<bool> = outcomes.iter().map(|outcome| outcome.result.is_ok()).collect();
-    assert_eq!(accepted, [true, true, false, false, true, true]);
+    assert_eq!(accepted, [true, true, false, false, true, true, false, true, true]);
+    assert_eq!(outcomes[6].result, Err(Rejection::NoSpace));
     assert_eq!(outcomes[2].result, Err(Rejection::NoSpace));
     assert_eq!(outcomes[2].revision, 2, "a refusal carries the revision and changes nothing");
 
@@ -42,7 +46,7 @@ fn no_space_refuses_what_adds_data_and_lets_deletes_through() {
     let (_backend, mut applier, reads) = open(dir.path());
     assert!(reads.alarmed(AlarmKind::NoSpace), "an alarm survives a restart");
     let outcomes = applier
-        .apply(&[entry(7, &alarm(AlarmAction::Deactivate, AlarmKind::NoSpace)), entry(8, &put("b", "2"))])
+        .apply(&[entry(10, &alarm(AlarmAction::Deactivate, AlarmKind::NoSpace)), entry(11, &put("b", "2"))])
         .unwrap();
     assert_eq!(outcomes[0].result, Ok(Reply::Alarm(None)));
     assert!(outcomes[1].result.is_ok());
@@ -61,15 +65,18 @@ fn corrupt_refuses_every_client_command_but_not_its_own_clearing() {
         delete("a"),
         Command::Txn(TxnRequest::default()),
         Command::Compact { revision: 2 },
+        Command::LeaseGrant { id: 1, ttl_s: 9 },
+        Command::LeaseRevoke { id: 1 },
+        Command::LeaseExpire { term: 1, ids: Vec::new() },
         alarm(AlarmAction::Deactivate, AlarmKind::Corrupt),
         put("b", "2"),
     ];
     let log: Vec<_> = (1..).zip(&commands).map(|(index, command)| entry(index, command)).collect();
     let outcomes = applier.apply(&log).unwrap();
-    for refused in &outcomes[2..6] {
+    for refused in &outcomes[2..9] {
         assert_eq!(refused.result, Err(Rejection::Corrupt));
     }
-    assert!(outcomes[7].result.is_ok());
+    assert!(outcomes[10].result.is_ok());
     assert_eq!(reads.kv().revision(), 3);
 }
 

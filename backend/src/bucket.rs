@@ -13,11 +13,13 @@ pub enum Bucket {
     Alarm,
     /// Cluster members.
     Member,
+    /// Leases that were granted.
+    Lease,
 }
 
 impl Bucket {
     /// Every bucket, in the order of their declaration.
-    pub const ALL: [Bucket; 4] = [Bucket::Meta, Bucket::Kv, Bucket::Alarm, Bucket::Member];
+    pub const ALL: [Bucket; 5] = [Bucket::Meta, Bucket::Kv, Bucket::Alarm, Bucket::Member, Bucket::Lease];
 
     /// The name of the column family on disk. Never changes once released.
     pub const fn name(self) -> &'static str {
@@ -26,6 +28,7 @@ impl Bucket {
             Bucket::Kv => "kv",
             Bucket::Alarm => "alarm",
             Bucket::Member => "member",
+            Bucket::Lease => "lease",
         }
     }
 }

@@ -97,7 +97,7 @@ impl Engine {
         &self.read_options
     }
 
-    /// The column family of a bucket. A lookup in a map of five short names.
+    /// The column family of a bucket. A lookup in a map of six short names.
     pub(crate) fn family(&self, bucket: Bucket) -> &ColumnFamily {
         self.db.cf_handle(bucket.name()).expect("open makes the column family of every bucket")
     }

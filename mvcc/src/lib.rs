@@ -76,4 +76,4 @@ pub use sweep::{SweepLimits, SweepProgress};
 pub use validate::{Invalid, MAX_TXN_DEPTH};
 pub use view::{RangeRoot, Reader, View};
 pub use writer::Writer;
-pub use {metrics::Metrics, open::Options, open::open, txn::Plan};
+pub use {metrics::Metrics, open::Options, open::open, open::open_with_leases, txn::Plan};

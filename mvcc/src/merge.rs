@@ -3,13 +3,15 @@
 use std::cmp::Ordering;
 
 use crate::error::Corruption;
-use crate::index::{Rev, Tree};
+use crate::index::{Rev, Revision, Tree};
 
 /// What one thread loaded: keys in one buffer, and an entry per record.
 #[derive(Default)]
 pub(crate) struct Part {
     keys: Vec<u8>,
     entries: Vec<Entry>,
+    /// The records with a lease.
+    leased: Vec<Leased>,
     /// What all keys of this part begin with.
     common: usize,
 }
@@ -22,8 +24,16 @@ struct Entry {
     rev: Rev,
 }
 
+/// One record with a lease.
+struct Leased {
+    key_at: usize,
+    key_length: u32,
+    at: Revision,
+    lease: i64,
+}
+
 impl Part {
-    pub(crate) fn push(&mut self, key: &[u8], rev: Rev) {
+    pub(crate) fn push(&mut self, key: &[u8], rev: Rev, lease: i64) {
         let key_at = self.keys.len();
         self.keys.extend_from_slice(key);
         self.common = match self.entries.first() {
@@ -34,6 +44,9 @@ impl Part {
             }
         };
         // Keys are far below 4 GiB: requests are bounded, and so are records in RocksDB.
+        if lease != 0 {
+            self.leased.push(Leased { key_at, key_length: key.len() as u32, at: rev.at, lease });
+        }
         self.entries.push(Entry { head: 0, key_at, key_length: key.len() as u32, rev });
     }
 
@@ -43,7 +56,7 @@ impl Part {
 
     /// Sorts by key, then revision.
     pub(crate) fn sort(&mut self) {
-        let Part { keys, entries, common } = self;
+        let Part { keys, entries, common, leased: _ } = self;
         let key = |entry: &Entry| &keys[entry.key_at..][..entry.key_length as usize];
         for entry in entries.iter_mut() {
             let rest = &key(entry)[*common..];
@@ -74,6 +87,18 @@ pub(crate) fn merge(parts: &[Part], compact: i64) -> Result<Tree, Corruption> {
     });
     let tree = Tree::bulk(histories);
     broken.map_or(Ok(tree), Err)
+}
+
+/// Shows each record with a lease that is the newest of its key in `tree`.
+pub(crate) fn show_leases(parts: &[Part], tree: &Tree, mut show: impl FnMut(&[u8], i64)) {
+    for part in parts {
+        for leased in &part.leased {
+            let key = &part.keys[leased.key_at..][..leased.key_length as usize];
+            if tree.get(key).is_some_and(|history| history.newest().at == leased.at) {
+                show(key, leased.lease);
+            }
+        }
+    }
 }
 
 struct Merged<'a> {

@@ -17,7 +17,7 @@ use crate::cache::RecordCache;
 use crate::error::{Corruption, OpenError};
 use crate::fingerprint::fingerprint;
 use crate::index::{Rev, Revision, Tree};
-use crate::merge::{Part, merge};
+use crate::merge::{Part, merge, show_leases};
 use crate::meta::{self, Figures};
 use crate::record;
 use crate::records::Records;
@@ -64,9 +64,19 @@ impl Options {
 /// record beside the index while it loads. Compare [`Writer::root`] with the root that was stored with the applied
 /// index: if they are equal, the records are the ones that were written.
 pub fn open(backend: &Backend, options: Options) -> Result<(Writer, Reader), OpenError> {
+    open_with_leases(backend, options, |_, _| {})
+}
+
+/// As [`open`], and shows `attached` every key that is there and has a lease, with that lease; in no particular order.
+/// Whoever keeps the leases needs not read the records a second time.
+pub fn open_with_leases(
+    backend: &Backend,
+    options: Options,
+    attached: impl FnMut(&[u8], i64),
+) -> Result<(Writer, Reader), OpenError> {
     options.validate()?;
     let figures = meta::read(backend)?;
-    let tree = load(backend, figures, options.open_threads as usize)?;
+    let tree = load(backend, figures, options.open_threads as usize, attached)?;
     let epoch = Arc::new(Epoch);
     let Figures { revision, compact, swept } = figures;
     let first = Published { tree: tree.clone(), revision, compact, epoch: Arc::clone(&epoch) };
@@ -86,7 +96,12 @@ pub fn open(backend: &Backend, options: Options) -> Result<(Writer, Reader), Ope
     Ok((writer, Reader { shared }))
 }
 
-fn load(backend: &Backend, figures: Figures, threads: usize) -> Result<Tree, OpenError> {
+fn load(
+    backend: &Backend,
+    figures: Figures,
+    threads: usize,
+    attached: impl FnMut(&[u8], i64),
+) -> Result<Tree, OpenError> {
     let Some(first) = first_main(backend)? else { return Ok(Tree::new()) };
     // Records beyond the current revision are found by the last slice, which has no end.
     let slices = SLICES_PER_THREAD * threads as i64;
@@ -113,7 +128,9 @@ fn load(backend: &Backend, figures: Figures, threads: usize) -> Result<Tree, Ope
         );
         parts.into_iter().collect::<Result<Vec<Part>, OpenError>>()
     })?;
-    Ok(merge(&parts, figures.compact)?)
+    let tree = merge(&parts, figures.compact)?;
+    show_leases(&parts, &tree, attached);
+    Ok(tree)
 }
 
 /// Reads the records of a slice of revisions into `part`.
@@ -144,7 +161,7 @@ fn load_record(key: &[u8], value: &[u8], current: i64, part: &mut Part) -> Resul
         return Err(Corruption::BeyondCurrent { main, current });
     }
     let print = fingerprint(parts.key, at, parts.create_revision, parts.version, parts.lease, parts.value);
-    part.push(parts.key, Rev { at, create: parts.create_revision, version: parts.version, print });
+    part.push(parts.key, Rev { at, create: parts.create_revision, version: parts.version, print }, parts.lease);
     Ok(())
 }
 

@@ -163,6 +163,11 @@ impl Writer {
         }
     }
 
+    /// The records written since the last [`Writer::publish`], in the order of their revisions.
+    pub fn staged(&self) -> &[(Revision, Record)] {
+        &self.staged
+    }
+
     /// Shows readers the working state. Call it after the commit of the batch with everything staged so far.
     pub fn publish(&mut self) {
         self.staged.clear();

@@ -156,6 +156,9 @@ fn size_hint(command: &Command) -> usize {
         | Command::SetFeatureLevel { .. }
         | Command::SetMember(_)
         | Command::RemoveMember { .. } => 512,
+        Command::LeaseGrant { .. } | Command::LeaseRevoke { .. } => 64,
+        Command::LeaseCheckpoint { remaining, .. } => 64 + 20 * remaining.len(),
+        Command::LeaseExpire { ids, .. } => 64 + 11 * ids.len(),
     }
 }
 

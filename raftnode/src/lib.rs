@@ -7,6 +7,7 @@
 //!   propose ─► queue ─► batcher ─► openraft ─► log_store ─► wal ─► fsync ─► callback
 //!                  (or forwarded)  ▲  ▲ ▼ committed
 //!        peer: frames over HTTP/2 ◄┘  └─state_machine (after its own fsync) ─► one commit per chunk ─► waiting ─► outcome
+//!   ask_leader ─► whoever leads ─► its LeaderHandler ─► answer (nothing of it is in the log)
 //!   read_barrier ─► one shared round per moment, at the leader ─► read index ─► applied here ─► read
 //! ```
 //!
@@ -36,6 +37,7 @@
 //! # }
 //! ```
 
+mod ask;
 mod barrier;
 mod cluster;
 mod codec;
@@ -62,6 +64,7 @@ mod tests;
 mod types;
 mod watermark;
 
+pub use ask::{AskError, LeaderHandler};
 pub use barrier::BarrierError;
 pub use codec::CodecError;
 pub use command::EncodedCommand;
@@ -70,7 +73,7 @@ pub use entry::{EntryView, MembershipView, describe_entry};
 pub use fatal::FatalError;
 pub use member::{ClusterView, MemberChange, MemberError, PeerMember, TransferError};
 pub use node::{Node, ShutdownError};
-pub use peer::{DiscoverError, NetworkEvent, NetworkObserver, discover};
+pub use peer::{BoxFuture, DiscoverError, NetworkEvent, NetworkObserver, discover};
 pub use progress::Progress;
 pub use proposals::ProposeError;
 pub use replay::ReplayError;

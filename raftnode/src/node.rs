@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use bytes::Bytes;
 use openraft::Raft;
 use tally_apply::{Outcome, Reads};
 use tally_backend::{Size, StorageError};
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::ask::{Answering, AskError, LeaderHandler, ask_leader};
 use crate::barrier::{Barrier, BarrierError, IndexSource};
 use crate::cluster::{self, Changes, Inside, Leader, Leadership, effective_members};
 use crate::command::EncodedCommand;
@@ -51,7 +53,9 @@ struct Inner {
     proposals: Proposals,
     barrier: Arc<Barrier>,
     changes: Arc<Changes>,
+    answering: Answering,
     leadership: Leadership,
+    request_timeout: Duration,
     election_timeout: Duration,
     status: watch::Receiver<Status>,
     shared: Arc<Shared>,
@@ -168,6 +172,7 @@ impl Node {
                 () = stopping => {}
             }
         });
+        let answering = Answering::default();
         net.set_host(Arc::new(Inside {
             cluster_id: config.cluster_id,
             member_id,
@@ -175,6 +180,7 @@ impl Node {
             barrier: Arc::clone(&barrier),
             leadership: leadership.clone(),
             changes: Arc::clone(&changes),
+            answering: answering.clone(),
             forwarded,
             shared: Arc::clone(&shared),
             live: Arc::clone(&live),
@@ -189,7 +195,9 @@ impl Node {
             proposals,
             barrier,
             changes,
+            answering,
             leadership,
+            request_timeout: timeout,
             election_timeout,
             status,
             shared,
@@ -243,6 +251,37 @@ impl Node {
     /// [`BarrierError`]; nothing was read, so trying again is safe.
     pub fn read_barrier(&self) -> impl Future<Output = Result<u64, BarrierError>> + Send + 'static {
         self.inner.barrier.join()
+    }
+
+    /// Confirms that this member leads, by a quorum round that begins after this call, and waits until everything committed
+    /// by then is applied here. Resolves to the term it leads in; to none if it does not lead.
+    ///
+    /// Another leader may follow at any moment: what depends on this one's term has to name it.
+    ///
+    /// # Errors
+    /// [`BarrierError`]: nobody knows who leads.
+    pub async fn confirm_leadership(&self) -> Result<Option<u64>, BarrierError> {
+        let leader = self.inner.leadership.now();
+        let Leader::Here { term } = leader else { return Ok(None) };
+        self.read_barrier().await?;
+        Ok((self.inner.leadership.now() == leader).then_some(term))
+    }
+
+    /// Has `handler` answer what members ask of this one while it leads, for as long as the caller keeps it. There is one
+    /// handler: a later one takes the place of an earlier one.
+    pub fn answer_as_leader(&self, handler: &Arc<impl LeaderHandler>) {
+        let handler = Arc::downgrade(handler);
+        self.inner.answering.set(handler);
+    }
+
+    /// Puts a question of some kind to whoever leads, this member included, and to the next leader if that one is deposed.
+    /// It may be heard more than once.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn ask_leader(&self, kind: u8, question: Bytes) -> Result<Bytes, AskError> {
+        let Inner { answering, net, shared, leadership, request_timeout, .. } = &*self.inner;
+        ask_leader((answering, net, shared), leadership.clone(), *request_timeout, kind, question).await
     }
 
     /// The members, as of the last membership in this member's log; one that was just asked for may not be committed yet.

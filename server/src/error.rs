@@ -97,6 +97,10 @@ pub(crate) enum ApiError {
     NoSpace,
     #[error("etcdserver: requested lease not found")]
     LeaseNotFound,
+    #[error("etcdserver: lease already exists")]
+    LeaseExists,
+    #[error("etcdserver: too large lease TTL")]
+    LeaseTtlTooLarge,
     #[error("etcdserver: request is too large")]
     RequestTooLarge,
     /// A message over what etcd's gRPC layer lets through; the text is gRPC's.
@@ -188,11 +192,12 @@ impl ApiError {
             | Self::BodyBroken { .. }
             | Self::BadClientVersion
             | Self::Decode(_) => Code::InvalidArgument,
-            Self::Compacted | Self::FutureRevision => Code::OutOfRange,
+            Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
             Self::LeaseNotFound | Self::MemberNotFound | Self::UnknownPath => Code::NotFound,
             Self::NotLeader
             | Self::BadTransferee
             | Self::Learner
+            | Self::LeaseExists
             | Self::MemberExists
             | Self::PeerUrlExists
             | Self::NotALearner
@@ -256,11 +261,25 @@ impl From<tally_mvcc::Rejection> for ApiError {
     }
 }
 
+impl From<tally_lease::Rejection> for ApiError {
+    fn from(rejection: tally_lease::Rejection) -> Self {
+        use tally_lease::Rejection;
+        match rejection {
+            Rejection::NotFound(_) => Self::LeaseNotFound,
+            Rejection::Exists(_) => Self::LeaseExists,
+            Rejection::TtlTooLarge { .. } => Self::LeaseTtlTooLarge,
+        }
+    }
+}
+
 impl From<tally_apply::Rejection> for ApiError {
     fn from(rejection: tally_apply::Rejection) -> Self {
         use tally_apply::Rejection;
         match rejection {
             Rejection::Kv(rejection) => rejection.into(),
+            Rejection::Lease(rejection) => rejection.into(),
+            // Only the jobs of a leader propose what counts in one term alone.
+            Rejection::OtherTerm { .. } => Self::LeaderChanged(Effect::None),
             Rejection::NoSpace => Self::NoSpace,
             Rejection::Corrupt => Self::CorruptCluster,
             Rejection::FeatureLevel { .. } => Self::Defect { what: "a client request was judged as a feature level" },

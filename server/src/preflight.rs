@@ -16,6 +16,8 @@ pub(crate) const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
 const ENVELOPE_BYTES: usize = 13;
 /// What etcd reckons for a key-value pair beside its key and value.
 const KV_OVERHEAD_BYTES: u64 = 256;
+/// What etcd reckons for a lease.
+const LEASE_OVERHEAD_BYTES: u64 = 64;
 
 /// Refuses new work while the state machine is too far behind the log.
 pub(crate) fn check_gap(apply_gap: u64) -> Result<(), ApiError> {
@@ -32,7 +34,11 @@ pub(crate) fn check_size(command: &Command, request_bytes_max: usize) -> Result<
         | Command::Alarm(_)
         | Command::SetFeatureLevel { .. }
         | Command::SetMember(_)
-        | Command::RemoveMember { .. } => 0,
+        | Command::RemoveMember { .. }
+        | Command::LeaseGrant { .. }
+        | Command::LeaseRevoke { .. }
+        | Command::LeaseCheckpoint { .. }
+        | Command::LeaseExpire { .. } => 0,
     };
     let limit = request_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES);
     if bytes > limit {
@@ -71,12 +77,16 @@ impl Quota {
         let added = match command {
             Command::Put(request) => put_cost(request),
             Command::Txn(request) => txn_cost(request),
+            Command::LeaseGrant { .. } => LEASE_OVERHEAD_BYTES,
             Command::DeleteRange(_)
             | Command::Compact { .. }
             | Command::Alarm(_)
             | Command::SetFeatureLevel { .. }
             | Command::SetMember(_)
-            | Command::RemoveMember { .. } => 0,
+            | Command::RemoveMember { .. }
+            | Command::LeaseRevoke { .. }
+            | Command::LeaseCheckpoint { .. }
+            | Command::LeaseExpire { .. } => 0,
         };
         added > 0 && allocated_bytes.saturating_add(added) >= limit
     }

@@ -7,7 +7,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("tally-wal", &[]),
     ("tally-backend", &[]),
     ("tally-mvcc", &["tally-backend"]),
-    ("tally-lease", &["tally-backend", "tally-mvcc"]),
+    ("tally-lease", &["tally-backend"]),
     ("tally-auth", &["tally-backend", "tally-mvcc"]),
     ("tally-apply", &["tally-backend", "tally-mvcc", "tally-lease", "tally-auth"]),
     ("tally-raftnode", &["tally-apply", "tally-wal", "tally-backend", "tally-mvcc"]),
@@ -40,7 +40,8 @@ const DETERMINISTIC: &[&str] = &["tally-mvcc", "tally-lease", "tally-auth", "tal
 const NONDETERMINISTIC: &[&str] = &["rand", "fastrand", "getrandom", "uuid", "chrono", "time", "ahash"];
 
 /// Crates that somebody may want alone: complete package metadata and an example each.
-pub(crate) const STORAGE: &[&str] = &["tally-wal", "tally-backend", "tally-mvcc", "tally-apply", "tally-raftnode"];
+pub(crate) const STORAGE: &[&str] =
+    &["tally-wal", "tally-backend", "tally-mvcc", "tally-lease", "tally-apply", "tally-raftnode"];
 
 /// What is wrong with the dependencies and manifests of these packages.
 pub(crate) fn problems(packages: &[Package]) -> Vec<String> {

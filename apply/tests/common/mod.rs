@@ -38,10 +38,11 @@ fn range() -> impl Strategy<Value = KeyRange> {
 
 fn put_request() -> impl Strategy<Value = PutRequest> {
     let flags = (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
-    (key(), prop::collection::vec(any::<u8>(), 0..20), flags).prop_map(|(key, value, flags)| PutRequest {
+    let lease = prop_oneof![4 => Just(0i64), 1 => 1i64..5];
+    (key(), prop::collection::vec(any::<u8>(), 0..20), lease, flags).prop_map(|(key, value, lease, flags)| PutRequest {
         key,
         value: Bytes::from(value),
-        lease: 0,
+        lease: if flags.2 { 0 } else { lease },
         prev_kv: flags.0,
         ignore_value: flags.1,
         ignore_lease: flags.2,
@@ -133,5 +134,10 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
             directory: [directory; 16],
         })),
         1 => (1u64..4).prop_map(|id| Command::RemoveMember { id }),
+        6 => (0i64..5, -1i64..100).prop_map(|(id, ttl_s)| Command::LeaseGrant { id, ttl_s }),
+        2 => (0i64..5).prop_map(|id| Command::LeaseRevoke { id }),
+        2 => (1u64..3, prop::collection::vec((0i64..5, 0i64..100), 0..4))
+            .prop_map(|(term, remaining)| Command::LeaseCheckpoint { term, remaining }),
+        2 => (1u64..3, prop::collection::vec(0i64..5, 0..4)).prop_map(|(term, ids)| Command::LeaseExpire { term, ids }),
     ]
 }

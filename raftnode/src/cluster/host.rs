@@ -11,6 +11,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 
 use super::changes::Changes;
 use super::leadership::{Leader, Leadership};
+use crate::ask::Answering;
 use crate::barrier::{Barrier, BarrierError};
 use crate::fatal::FatalError;
 use crate::member::{ClusterView, MemberChange, MemberError, PeerMember};
@@ -31,6 +32,7 @@ pub(crate) struct Inside {
     pub(crate) barrier: Arc<Barrier>,
     pub(crate) leadership: Leadership,
     pub(crate) changes: Arc<Changes>,
+    pub(crate) answering: Answering,
     pub(crate) forwarded: Forwarded,
     pub(crate) shared: Arc<Shared>,
     pub(crate) live: SharedLive,
@@ -127,6 +129,11 @@ impl Host for Inside {
     fn change_members(&self, change: MemberChange) -> BoxFuture<Result<(), MemberError>> {
         let changes = Arc::clone(&self.changes);
         async move { changes.carry_out(change).await }.boxed()
+    }
+
+    fn ask(&self, kind: u8, question: Bytes) -> BoxFuture<Option<Bytes>> {
+        let (answering, leadership) = (self.answering.clone(), self.leadership.clone());
+        async move { answering.answer(&leadership, kind, question).await }.boxed()
     }
 
     fn forwarded(&self, from: u64, payloads: Vec<Bytes>, refused: RefusedSender) -> Result<(), ForwardRefusal> {

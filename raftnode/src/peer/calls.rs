@@ -82,6 +82,14 @@ fn answer(host: Arc<dyn Host>, address: Address, frame: Frame) -> Result<super::
                 Some(reply(Kind::ReadAt, &|out| messages::put_read_at(out, &result)))
             }))
         }
+        Kind::Ask => {
+            let (kind, question) = messages::ask(input)?;
+            let asking = host.ask(kind, question);
+            Ok(Box::pin(async move {
+                let answer = asking.await;
+                Some(reply(Kind::Answer, &|out| messages::put_answer(out, answer.as_ref())))
+            }))
+        }
         Kind::Change => {
             let changing = host.change_members(messages::change(input)?);
             Ok(Box::pin(async move {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -194,6 +194,15 @@ pub(super) async fn read_index(net: &Net, to: u64) -> Result<Result<u64, Barrier
     let limit = net.inner.config.read_timeout;
     let answer = call(net, &peer, (Kind::ReadIndex, Kind::ReadAt), limit, |_| {}).await?;
     readable(&peer, messages::read_at(answer))
+}
+
+/// Puts a question to the leader. Whoever asks may give up earlier than this does.
+pub(super) async fn ask(net: &Net, to: u64, kind: u8, question: &[u8]) -> Result<Option<Bytes>, CallError> {
+    let peer = net.peer(to);
+    let limit = net.inner.config.read_timeout;
+    let write = |out: &mut BytesMut| messages::put_ask(out, kind, question);
+    let answer = call(net, &peer, (Kind::Ask, Kind::Answer), limit, write).await?;
+    readable(&peer, messages::answer(answer))
 }
 
 pub(super) async fn change_members(

@@ -9,6 +9,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use crc::{CRC_32_ISCSI, Crc, Table};
 
+use crate::ask::ASK_BYTES_MAX;
+
 /// The version of the frames that this program writes, and the only one it reads.
 pub(super) const VERSION: u8 = 1;
 /// Bytes in front of the body.
@@ -77,10 +79,14 @@ pub(super) enum Kind {
     Installed = 19,
     /// The cluster, for somebody who is not a member.
     Members = 20,
+    /// A question to the leader.
+    Ask = 21,
+    /// Its answer.
+    Answer = 22,
 }
 
 impl Kind {
-    const ALL: [Kind; 20] = [
+    const ALL: [Kind; 22] = [
         Kind::Hello,
         Kind::Reject,
         Kind::Append,
@@ -101,6 +107,8 @@ impl Kind {
         Kind::Go,
         Kind::Installed,
         Kind::Members,
+        Kind::Ask,
+        Kind::Answer,
     ];
 
     fn of(code: u8) -> Option<Kind> {
@@ -126,6 +134,7 @@ impl Limits {
             Kind::Append | Kind::Forward => self.entries_bytes_max,
             Kind::Change | Kind::Changed => CHANGE_BYTES_MAX,
             Kind::Members => VIEW_BYTES_MAX,
+            Kind::Ask | Kind::Answer => ASK_BYTES_MAX + SMALL_BYTES_MAX,
             Kind::GivenUp => GIVEN_UP_BYTES_MAX,
             Kind::Hello
             | Kind::Reject

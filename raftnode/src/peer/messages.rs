@@ -6,6 +6,7 @@
 //!                                                                           | 2 expected position, actual position
 //! ReadIndex      (nothing)                                   ReadAt       0 index u64 | 1 no leader | 2 no quorum
 //! Change         1 add: id u64, learner u8, URLs | 2 remove: id | 3 update: id, URLs | 4 promote: id
+//! Ask            kind u8 | length u32 | bytes         Answer       0 not the leader | 1 length u32, bytes
 //! Changed        0 | 1 u8 error, id u64, URL                  URLs         count u32, each a length u32 and UTF-8
 //! ```
 
@@ -104,6 +105,30 @@ pub(super) fn read_at(mut input: Input) -> Result<Result<u64, BarrierError>, Cod
     };
     input.end()?;
     Ok(result)
+}
+
+pub(super) fn put_ask(out: &mut BytesMut, kind: u8, question: &[u8]) {
+    out.put_u8(kind);
+    put_bytes(out, question);
+}
+
+pub(super) fn ask(mut input: Input) -> Result<(u8, Bytes), CodecError> {
+    let asked = (input.u8()?, input.bytes()?);
+    input.end()?;
+    Ok(asked)
+}
+
+pub(super) fn put_answer(out: &mut BytesMut, answer: Option<&Bytes>) {
+    out.put_u8(u8::from(answer.is_some()));
+    if let Some(answer) = answer {
+        put_bytes(out, answer);
+    }
+}
+
+pub(super) fn answer(mut input: Input) -> Result<Option<Bytes>, CodecError> {
+    let answer = if input.flag()? { Some(input.bytes()?) } else { None };
+    input.end()?;
+    Ok(answer)
 }
 
 fn put_urls(out: &mut BytesMut, urls: &[String]) {

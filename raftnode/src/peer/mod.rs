@@ -58,7 +58,7 @@ pub(crate) use net::Net;
 pub use observer::{NetworkEvent, NetworkObserver};
 
 /// A boxed future.
-pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 
 /// Who this member is, as it tells its peers.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +105,8 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn read_index(&self) -> BoxFuture<Result<u64, BarrierError>>;
     /// Carries out a change of the membership; only on the leader.
     fn change_members(&self, change: MemberChange) -> BoxFuture<Result<(), MemberError>>;
+    /// The answer to a question to the leader; none if this member does not lead, or nobody here answers.
+    fn ask(&self, kind: u8, question: Bytes) -> BoxFuture<Option<Bytes>>;
     /// Takes a batch of proposals (log entry payloads) of `from` into the queue, all or none. What is given up later,
     /// before it got into the log, is told through `refused`.
     fn forwarded(&self, from: u64, payloads: Vec<Bytes>, refused: RefusedSender) -> Result<(), ForwardRefusal>;

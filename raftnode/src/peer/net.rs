@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
 use super::complaints::Complaints;
@@ -108,6 +109,14 @@ impl Net {
     /// ([`BarrierError::NoLeader`] also if it does not lead, or is stopping).
     pub(crate) async fn read_index(&self, to: u64) -> Result<Result<u64, BarrierError>, CallError> {
         control::read_index(self, to).await
+    }
+
+    /// Puts a question to the leader. None if that member does not lead.
+    ///
+    /// # Errors
+    /// It did not answer; it may have heard the question.
+    pub(crate) async fn ask(&self, to: u64, kind: u8, question: Bytes) -> Result<Option<Bytes>, CallError> {
+        control::ask(self, to, kind, &question).await
     }
 
     /// Has the leader change the membership.

@@ -16,6 +16,7 @@ use super::super::inbound::Inbound;
 use super::super::outgoing::outgoing;
 use super::super::{messages, serve};
 use super::{CLUSTER, SOON, eventually, hello, introduce, listen, member, member_with, some_view};
+use crate::ask::ASK_BYTES_MAX;
 use crate::barrier::BarrierError;
 use crate::member::{MemberChange, MemberError};
 use crate::peer::{CallError, DiscoverError, ForwardRefusal, ForwardReply, Net, discover};
@@ -72,6 +73,19 @@ async fn calls_are_answered_by_the_host() {
     assert!(matches!(changed, Err(MemberError::LearnerNotReady { id: 9 })));
     *two.host.changed.lock().unwrap() = Some(Ok(()));
     one.net.change_members(2, &MemberChange::Promote { id: 9 }).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn questions_are_put_to_the_host_and_bounded() {
+    let (one, two) = (member(1).await, member(2).await);
+    introduce(&[&one, &two]);
+    let ask = |kind, question: &'static [u8]| one.net.ask(2, kind, Bytes::from_static(question));
+    assert_eq!(ask(5, b"abc").await.unwrap().unwrap(), b"\x05abc"[..]);
+    assert_eq!(ask(0, b"abc").await.unwrap(), None, "it does not lead");
+    let large = one.net.ask(2, 1, Bytes::from(vec![0; ASK_BYTES_MAX])).await.unwrap().unwrap();
+    assert_eq!(large.len(), ASK_BYTES_MAX + 1);
+    let (first, second) = tokio::join!(ask(1, b"one"), ask(2, b"two"));
+    assert_eq!((&first.unwrap().unwrap()[..], &second.unwrap().unwrap()[..]), (&b"\x01one"[..], &b"\x02two"[..]));
 }
 
 #[tokio::test]

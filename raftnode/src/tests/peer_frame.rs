@@ -55,6 +55,14 @@ fn golden_frames() {
         reject(ADDRESS, Verdict::Behind { acked: 9, found: 4 }),
         append_frame(),
         encode(ADDRESS, Kind::Appended, 0, |out| put_appended(out, 11, &Ok(Ok(log_id(9, 4))))),
+        encode(ADDRESS, Kind::Ask, 0, |out| {
+            out.put_u64(7);
+            messages::put_ask(out, 3, b"question");
+        }),
+        encode(ADDRESS, Kind::Answer, 0, |out| {
+            out.put_u64(7);
+            messages::put_answer(out, Some(&Bytes::from_static(b"answer")));
+        }),
     ];
     let found: Vec<String> = frames.iter().map(|frame| hex(frame)).collect();
     let golden = include_str!("golden/peer-frames-1.hex");
@@ -207,6 +215,11 @@ fn messages_are_read_back() {
     ] {
         assert_eq!(messages::change(written(|out| messages::put_change(out, &change))).unwrap(), change);
     }
+    let asked = messages::ask(written(|out| messages::put_ask(out, 3, b"question"))).unwrap();
+    assert_eq!(asked, (3, Bytes::from_static(b"question")));
+    for answer in [None, Some(Bytes::new()), Some(Bytes::from_static(b"answer"))] {
+        assert_eq!(messages::answer(written(|out| messages::put_answer(out, answer.as_ref()))).unwrap(), answer);
+    }
     let view = some_view();
     let mut out = BytesMut::new();
     messages::put_view(&mut out, &view);
@@ -286,6 +299,8 @@ fn read_as_everything(body: &Bytes) {
     drop(messages::transfer(input()));
     drop(messages::transferred(input()));
     drop(messages::read_at(input()));
+    drop(messages::ask(input()));
+    drop(messages::answer(input()));
     drop(messages::change(input()));
     drop(messages::changed(input()));
     drop(messages::view(body.clone()));
@@ -336,6 +351,7 @@ fn fuzzed_bodies_are_read_without_a_panic() {
     let mut view = BytesMut::new();
     messages::put_view(&mut view, &some_view());
     seeds.push(view.freeze());
+    seeds.push(Bytes::from_static(b"\x03\0\0\0\x08question"));
     let mut change = BytesMut::new();
     messages::put_change(&mut change, &MemberChange::Update { id: 1, peer_urls: vec!["http://a:1".to_owned()] });
     seeds.push(change.freeze());

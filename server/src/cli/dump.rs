@@ -108,7 +108,11 @@ fn touches(view: &RecordView, text: &[u8]) -> bool {
         | Command::Alarm(_)
         | Command::SetFeatureLevel { .. }
         | Command::SetMember(_)
-        | Command::RemoveMember { .. } => false,
+        | Command::RemoveMember { .. }
+        | Command::LeaseGrant { .. }
+        | Command::LeaseRevoke { .. }
+        | Command::LeaseCheckpoint { .. }
+        | Command::LeaseExpire { .. } => false,
     }
 }
 
@@ -195,6 +199,16 @@ fn command_line(command: &Command) -> String {
             format!("member {:x} name {name:?} clients [{clients}] directory {directory}", member.id)
         }
         Command::RemoveMember { id } => format!("member {id:x} removed for good"),
+        Command::LeaseGrant { id, ttl_s } => format!("grant lease {id:x} for {ttl_s} s"),
+        Command::LeaseRevoke { id } => format!("revoke lease {id:x}"),
+        Command::LeaseCheckpoint { term, remaining } => {
+            let items: Vec<String> = remaining.iter().map(|(id, seconds)| format!("{id:x} {seconds} s")).collect();
+            format!("in term {term}, what is left of leases: {}", items.join(", "))
+        }
+        Command::LeaseExpire { term, ids } => {
+            let ids: Vec<String> = ids.iter().map(|id| format!("{id:x}")).collect();
+            format!("in term {term}, expire leases {}", ids.join(", "))
+        }
     }
 }
 
@@ -289,6 +303,12 @@ fn command_json(command: &Command) -> Value {
         Command::DeleteRange(delete) => json!({"delete_range": range_json(&delete.range)}),
         Command::Txn(txn) => json!({"txn": txn_json(txn)}),
         Command::Compact { revision } => json!({"compact": {"revision": revision}}),
+        Command::LeaseGrant { id, ttl_s } => json!({"lease_grant": {"id": id, "ttl": ttl_s}}),
+        Command::LeaseRevoke { id } => json!({"lease_revoke": {"id": id}}),
+        Command::LeaseExpire { term, ids } => json!({"lease_expire": {"term": term, "ids": ids}}),
+        Command::LeaseCheckpoint { term, remaining } => {
+            json!({"lease_checkpoint": {"term": term, "remaining": remaining}})
+        }
         Command::Alarm(_) | Command::SetFeatureLevel { .. } | Command::SetMember(_) | Command::RemoveMember { .. } => {
             json!({"text": command_line(command)})
         }

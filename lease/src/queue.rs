@@ -1,0 +1,301 @@
+//! When leases end: the leader's business alone, in memory, by the times that it is told.
+//!
+//! All times are milliseconds of one clock that never goes back and does not stand still while the machine sleeps; the
+//! caller reads it. A leader that takes office fills the queue from the replicated table ([`ExpiryQueue::promote`]), hears of
+//! every change of the table, and gives the queue up when it is deposed.
+//!
+//! A lease that is not renewed is *noted* in the replicated table as it goes on: whenever half of what was last noted is used
+//! up, or [`NOTE_INTERVAL_MS`] of it. One that clients keep alive as they should, three times per time to live, never gets
+//! there and costs the log nothing. So the next leader starts from no more than twice what was left.
+//!
+//! **Invariant**: once a lease was handed out as expired it is not renewed any more in this term.
+//! **Invariant**: a renewal succeeds only if the table notes no remainder and none is on its way there: a new leader, which
+//! has only the table, grants at least what this one promised.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::lease::Lease;
+
+/// Of a long lease this much may pass before what is left is noted: etcd's interval.
+pub const NOTE_INTERVAL_MS: u64 = 300_000;
+
+/// Remainders are noted in whole seconds, so less than this is not worth an entry.
+const NOTE_STEP_MS: u64 = 1_000;
+
+const SECOND_MS: u64 = 1_000;
+
+/// The leases of a leader by the time at which they end. O(log n) per operation unless it says otherwise.
+#[derive(Debug, Default)]
+pub struct ExpiryQueue {
+    primary: bool,
+    entries: BTreeMap<i64, Entry>,
+    /// When each lease ends, or is to be handed out again; without those that are handed out.
+    ends: BTreeSet<(u64, i64)>,
+    /// When what is left of each lease is to be noted; without those that are being noted.
+    notes: BTreeSet<(u64, i64)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    lease: Lease,
+    end_ms: u64,
+    /// Its place in `ends`.
+    queued_ms: Option<u64>,
+    /// Its place in `notes`.
+    note_ms: Option<u64>,
+    /// Handed out as expired.
+    doomed: bool,
+    /// Handed out to be noted.
+    noting: bool,
+}
+
+/// How leadership is taken up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promotion {
+    /// What every lease is granted on top, in milliseconds: clients had no leader to renew at for about that long.
+    pub extend_ms: u64,
+    /// At most this many leases end within one second; the rest a little later.
+    pub ends_per_second_max: u64,
+}
+
+/// What became of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// It lives on for its whole time.
+    Renewed {
+        /// Its time to live, in seconds.
+        ttl_s: i64,
+    },
+    /// The table notes a remainder, which has to be cleared through the log first; then ask again.
+    Noted,
+    /// A remainder is on its way into the table; ask again when it has arrived.
+    Noting,
+    /// Its time is over; it is about to be revoked.
+    Expired,
+    /// This is not the leader's queue.
+    NotPrimary,
+}
+
+impl Entry {
+    fn remaining_ms(&self, now_ms: u64) -> u64 {
+        self.end_ms.saturating_sub(now_ms)
+    }
+
+    /// What is left in whole seconds, rounded up, as it would be noted; at least 1.
+    fn remainder_s(&self, now_ms: u64) -> i64 {
+        let seconds = self.remaining_ms(now_ms).div_ceil(SECOND_MS).cast_signed();
+        seconds.clamp(1, self.lease.granted_s)
+    }
+
+    /// When what is left is to be noted, if ever.
+    fn next_note(&self) -> Option<u64> {
+        let noted_ms = ms(self.lease.start_s());
+        let used = (noted_ms / 2).min(NOTE_INTERVAL_MS);
+        (used >= NOTE_STEP_MS).then(|| self.end_ms.saturating_sub(noted_ms - used))
+    }
+}
+
+fn ms(seconds: i64) -> u64 {
+    u64::try_from(seconds).unwrap_or(0).saturating_mul(SECOND_MS)
+}
+
+impl ExpiryQueue {
+    /// The queue of somebody who does not lead.
+    pub fn new() -> ExpiryQueue {
+        ExpiryQueue::default()
+    }
+
+    /// Takes up leadership at `now_ms` with the leases of the table. O(n log n).
+    pub fn promote(&mut self, leases: impl IntoIterator<Item = (i64, Lease)>, now_ms: u64, how: Promotion) {
+        self.demote();
+        self.primary = true;
+        let mut by_end: Vec<(u64, i64, Lease)> = leases
+            .into_iter()
+            .map(|(id, lease)| (now_ms.saturating_add(how.extend_ms).saturating_add(ms(lease.start_s())), id, lease))
+            .collect();
+        by_end.sort_unstable_by_key(|(end, id, _)| (*end, *id));
+        let (mut second, mut within) = (0, 0);
+        for (end, id, lease) in by_end {
+            if end >= second + SECOND_MS {
+                (second, within) = (end, 0);
+            } else if within == how.ends_per_second_max.max(1) {
+                (second, within) = (second + SECOND_MS, 0);
+            }
+            within += 1;
+            self.insert(id, lease, end.max(second));
+        }
+    }
+
+    /// Gives up leadership: forgets everything.
+    pub fn demote(&mut self) {
+        *self = ExpiryQueue::default();
+    }
+
+    /// Whether this is the leader's queue.
+    pub fn is_primary(&self) -> bool {
+        self.primary
+    }
+
+    /// How many leases it has.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The table has a new lease: it ends its whole time from `now_ms` on.
+    pub fn granted(&mut self, id: i64, lease: Lease, now_ms: u64) {
+        if self.primary {
+            self.insert(id, lease, now_ms.saturating_add(ms(lease.granted_s)));
+        }
+    }
+
+    /// The table has a lease no more.
+    pub fn revoked(&mut self, id: i64) {
+        if let Some(entry) = self.entries.remove(&id) {
+            self.unqueue(id, &entry);
+        }
+    }
+
+    /// The table notes another remainder of a lease than before (0: none).
+    pub fn noted(&mut self, id: i64, remaining_s: i64) {
+        self.change(id, |entry| entry.lease.remaining_s = remaining_s);
+    }
+
+    /// Renews a lease, which the table has as `lease` at this moment.
+    pub fn renew(&mut self, id: i64, lease: Lease, now_ms: u64) -> Renewal {
+        if !self.primary {
+            return Renewal::NotPrimary;
+        }
+        if let Some(entry) = self.entries.get(&id) {
+            if entry.doomed || entry.end_ms <= now_ms {
+                return Renewal::Expired;
+            }
+            if entry.noting {
+                return Renewal::Noting;
+            }
+        }
+        if lease.remaining_s != 0 {
+            return Renewal::Noted;
+        }
+        self.insert(id, lease, now_ms.saturating_add(ms(lease.granted_s)));
+        Renewal::Renewed { ttl_s: lease.granted_s }
+    }
+
+    /// Hands out at most `max` leases that have ended, the longest ended first. They are not handed out again, unless by
+    /// [`ExpiryQueue::retry`]. O(answer · log n).
+    pub fn expired(&mut self, now_ms: u64, max: usize) -> Vec<i64> {
+        let mut ended = Vec::new();
+        while ended.len() < max {
+            let Some((at, id)) = self.ends.first().copied().filter(|(at, _)| *at <= now_ms) else { break };
+            self.ends.remove(&(at, id));
+            if let Some(entry) = self.entries.get_mut(&id) {
+                (entry.queued_ms, entry.doomed) = (None, true);
+                if let Some(note) = entry.note_ms.take() {
+                    self.notes.remove(&(note, id));
+                }
+            }
+            ended.push(id);
+        }
+        ended
+    }
+
+    /// Whether any lease has ended.
+    pub fn any_expired(&self, now_ms: u64) -> bool {
+        self.ends.first().is_some_and(|(at, _)| *at <= now_ms)
+    }
+
+    /// Those of `ids` that the table still has are handed out again at `at_ms`: their revocation failed, or nobody knows.
+    pub fn retry(&mut self, ids: &[i64], at_ms: u64) {
+        for id in ids {
+            if let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.queued_ms.is_none()) {
+                entry.queued_ms = Some(at_ms);
+                self.ends.insert((at_ms, *id));
+            }
+        }
+    }
+
+    /// Hands out at most `max` leases of which so much has passed that it is to be noted, with what is left in seconds.
+    /// [`ExpiryQueue::settle`] has to follow. O(answer · log n).
+    pub fn due_notes(&mut self, now_ms: u64, max: usize) -> Vec<(i64, i64)> {
+        let due = self.notes.iter().take_while(|(at, _)| *at <= now_ms).take(max);
+        let due: Vec<i64> = due.map(|(_, id)| *id).collect();
+        due.into_iter().filter_map(|id| self.hand_out(id, now_ms)).collect()
+    }
+
+    /// As [`ExpiryQueue::due_notes`], for every lease of which a second or more has passed: leadership is to be handed
+    /// over. `after` is the last id of the answer before, if that had `max`. O(n) over all answers.
+    pub fn all_notes(&mut self, now_ms: u64, after: Option<i64>, max: usize) -> Vec<(i64, i64)> {
+        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let rest = self.entries.range((from, std::ops::Bound::Unbounded));
+        let worth = rest
+            .filter(|(_, entry)| !entry.doomed && !entry.noting && entry.remainder_s(now_ms) < entry.lease.start_s());
+        let ids: Vec<i64> = worth.map(|(id, _)| *id).take(max).collect();
+        ids.into_iter().filter_map(|id| self.hand_out(id, now_ms)).collect()
+    }
+
+    /// What was handed out to be noted has been, and the table's changes were told, or it will not be.
+    pub fn settle(&mut self, ids: impl IntoIterator<Item = i64>) {
+        ids.into_iter().for_each(|id| self.change(id, |entry| entry.noting = false));
+    }
+
+    /// What is left of a lease in seconds, rounded down.
+    pub fn time_to_live(&self, id: i64, now_ms: u64) -> Option<i64> {
+        self.entries.get(&id).map(|entry| (entry.remaining_ms(now_ms) / SECOND_MS).cast_signed())
+    }
+
+    /// Brings the queue in line with a table whose changes were not all heard: new leases begin at `now_ms`. O(n log n).
+    pub fn resync(&mut self, leases: impl IntoIterator<Item = (i64, Lease)>, now_ms: u64) {
+        let table: BTreeMap<i64, Lease> = leases.into_iter().collect();
+        let gone: Vec<i64> = self.entries.keys().filter(|id| !table.contains_key(id)).copied().collect();
+        gone.into_iter().for_each(|id| self.revoked(id));
+        for (id, lease) in table {
+            match self.entries.get(&id) {
+                Some(entry) if entry.lease.granted_s == lease.granted_s => self.noted(id, lease.remaining_s),
+                Some(_) | None => self.granted(id, lease, now_ms),
+            }
+        }
+    }
+
+    fn hand_out(&mut self, id: i64, now_ms: u64) -> Option<(i64, i64)> {
+        let entry = self.entries.get_mut(&id)?;
+        entry.noting = true;
+        if let Some(note) = entry.note_ms.take() {
+            self.notes.remove(&(note, id));
+        }
+        Some((id, entry.remainder_s(now_ms)))
+    }
+
+    fn insert(&mut self, id: i64, lease: Lease, end_ms: u64) {
+        let fresh = Entry { lease, end_ms, queued_ms: Some(end_ms), note_ms: None, doomed: false, noting: false };
+        self.revoked(id);
+        self.ends.insert((end_ms, id));
+        self.entries.insert(id, fresh);
+        self.change(id, |_| {});
+    }
+
+    /// Changes an entry and gives it its place among the notes.
+    fn change(&mut self, id: i64, change: impl FnOnce(&mut Entry)) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        change(entry);
+        if let Some(note) = entry.note_ms.take() {
+            self.notes.remove(&(note, id));
+        }
+        if let Some(note) = entry.next_note().filter(|_| !entry.doomed && !entry.noting) {
+            entry.note_ms = Some(note);
+            self.notes.insert((note, id));
+        }
+    }
+
+    fn unqueue(&mut self, id: i64, entry: &Entry) {
+        if let Some(at) = entry.queued_ms {
+            self.ends.remove(&(at, id));
+        }
+        if let Some(at) = entry.note_ms {
+            self.notes.remove(&(at, id));
+        }
+    }
+}

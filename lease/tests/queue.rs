@@ -1,0 +1,178 @@
+//! The expiry queue, by times that the tests make up.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use tally_lease::{ExpiryQueue, Lease, NOTE_INTERVAL_MS, Promotion, Renewal};
+
+const HOW: Promotion = Promotion { extend_ms: 1_000, ends_per_second_max: 750 };
+
+fn primary(leases: impl IntoIterator<Item = (i64, Lease)>, now_ms: u64) -> ExpiryQueue {
+    let mut queue = ExpiryQueue::new();
+    queue.promote(leases, now_ms, HOW);
+    queue
+}
+
+#[test]
+fn only_a_primary_renews_and_expires() {
+    let mut queue = ExpiryQueue::new();
+    queue.granted(1, Lease::granted(2), 0);
+    assert_eq!(queue.renew(1, Lease::granted(2), 0), Renewal::NotPrimary);
+    assert_eq!((queue.expired(u64::MAX, 9), queue.len()), (vec![], 0));
+    let mut queue = primary([(1, Lease::granted(2))], 0);
+    queue.demote();
+    assert_eq!((queue.is_primary(), queue.time_to_live(1, 0)), (false, None));
+}
+
+#[test]
+fn a_lease_handed_out_as_expired_is_not_renewed_any_more() {
+    let lease = Lease::granted(2);
+    let mut queue = primary([], 0);
+    queue.granted(1, lease, 0);
+    assert_eq!(queue.renew(1, lease, 1_999), Renewal::Renewed { ttl_s: 2 });
+    assert_eq!(queue.renew(1, lease, 3_999), Renewal::Expired, "at its very end, handed out or not");
+    assert_eq!(queue.expired(3_998, 9), []);
+    assert_eq!(queue.expired(3_999, 9), [1]);
+    assert_eq!(queue.expired(9_999, 9), [], "once");
+    assert_eq!(queue.renew(1, lease, 3_000), Renewal::Expired, "whatever the time");
+    queue.retry(&[1, 77], 6_000);
+    assert_eq!(queue.renew(1, lease, 4_000), Renewal::Expired);
+    assert_eq!((queue.expired(5_999, 9), queue.expired(6_000, 9)), (vec![], vec![1]));
+    queue.revoked(1);
+    queue.retry(&[1], 7_000);
+    assert_eq!(queue.expired(u64::MAX, 9), []);
+    queue.granted(1, lease, 7_000);
+    assert_eq!(queue.renew(1, lease, 8_000), Renewal::Renewed { ttl_s: 2 }, "granted anew");
+}
+
+#[test]
+fn a_new_leader_starts_from_what_is_noted_and_extends_it() {
+    let queue = primary([(1, Lease { granted_s: 600, remaining_s: 40 }), (2, Lease::granted(600))], 5_000);
+    assert_eq!((queue.time_to_live(1, 5_000), queue.time_to_live(2, 5_000)), (Some(41), Some(601)));
+}
+
+/// Bug catalogue row 55: what ends together is spread, and nothing ends early.
+#[test]
+fn ends_are_spread_at_promotion() {
+    let leases = (1..=3_000).map(|id| (id, Lease::granted(60)));
+    let mut queue = primary(leases, 0);
+    let mut ended = Vec::new();
+    for second in 60..70 {
+        let now = queue.expired(second * 1_000 + 999, usize::MAX);
+        assert!(now.len() <= 750, "{} in second {second}", now.len());
+        ended.extend(now);
+    }
+    assert_eq!(ended.len(), 3_000);
+    assert_eq!(primary([(1, Lease::granted(60))], 0).expired(60_999, 9), []);
+}
+
+#[test]
+fn a_lease_kept_alive_three_times_per_ttl_is_never_noted() {
+    let lease = Lease::granted(30);
+    let mut queue = primary([], 0);
+    queue.granted(1, lease, 0);
+    for beat in 1..100 {
+        assert_eq!(queue.due_notes(beat * 10_000, 9), []);
+        assert_eq!(queue.renew(1, lease, beat * 10_000), Renewal::Renewed { ttl_s: 30 });
+    }
+}
+
+#[test]
+fn what_is_left_is_noted_at_each_half_and_every_five_minutes() {
+    let mut queue = primary([], 0);
+    queue.granted(1, Lease::granted(16), 0);
+    queue.granted(2, Lease::granted(3_600), 0);
+    let mut noted = Vec::new();
+    for now_ms in (0..1_000_000).step_by(500) {
+        for (id, remaining_s) in queue.due_notes(now_ms, 9) {
+            noted.push((now_ms, id, remaining_s));
+            queue.noted(id, remaining_s);
+            queue.settle([id]);
+        }
+    }
+    let of =
+        |wanted| noted.iter().filter(|(_, id, _)| *id == wanted).map(|(at, _, left)| (*at, *left)).collect::<Vec<_>>();
+    assert_eq!(of(1), [(8_000, 8), (12_000, 4), (14_000, 2), (15_000, 1)]);
+    assert_eq!(of(2), [(300_000, 3_300), (600_000, 3_000), (900_000, 2_700)]);
+    assert_eq!(NOTE_INTERVAL_MS, 300_000);
+}
+
+/// Bug catalogue row 52: a promise made after a note is not forgotten by the next leader.
+#[test]
+fn a_noted_lease_is_renewed_only_after_the_note_is_cleared() {
+    let (fresh, noted) = (Lease::granted(10), Lease { granted_s: 10, remaining_s: 5 });
+    let mut queue = primary([], 0);
+    queue.granted(1, fresh, 0);
+    assert_eq!(queue.due_notes(5_000, 9), [(1, 5)]);
+    assert_eq!(queue.renew(1, fresh, 5_000), Renewal::Noting, "the note is on its way");
+    queue.noted(1, 5);
+    assert_eq!(queue.renew(1, noted, 5_000), Renewal::Noting, "until it is settled");
+    queue.settle([1]);
+    assert_eq!(queue.renew(1, noted, 5_000), Renewal::Noted);
+    queue.noted(1, 0);
+    assert_eq!(queue.renew(1, fresh, 5_000), Renewal::Renewed { ttl_s: 10 });
+    assert_eq!(queue.due_notes(9_999, 9), []);
+}
+
+#[test]
+fn a_hand_over_notes_whatever_is_worth_a_second() {
+    let mut queue = primary([], 0);
+    for id in 1..=5 {
+        queue.granted(id, Lease::granted(100), 0);
+    }
+    assert_eq!(queue.all_notes(999, None, 9), []);
+    assert_eq!(queue.renew(3, Lease::granted(100), 1_000), Renewal::Renewed { ttl_s: 100 });
+    assert_eq!(queue.all_notes(1_000, None, 2), [(1, 99), (2, 99)]);
+    assert_eq!(queue.all_notes(1_000, Some(2), 9), [(4, 99), (5, 99)]);
+    assert_eq!(queue.all_notes(1_000, None, 9), [], "all of them are on their way");
+}
+
+#[test]
+fn resync_keeps_what_was_known_and_learns_the_rest() {
+    let mut queue = primary([(1, Lease::granted(10)), (2, Lease::granted(10))], 0);
+    queue.resync([(2, Lease { granted_s: 10, remaining_s: 4 }), (3, Lease::granted(20))], 5_000);
+    assert_eq!([1, 2, 3].map(|id| queue.time_to_live(id, 5_000)), [None, Some(6), Some(20)]);
+    assert_eq!(queue.renew(2, Lease { granted_s: 10, remaining_s: 4 }, 5_000), Renewal::Noted);
+}
+
+proptest! {
+    /// Against a table of ends: nothing expires before its time or stays beyond it, in whatever order things happen.
+    #[test]
+    fn ends_agree_with_a_model(steps in prop::collection::vec((0u8..6, 1i64..8, 1i64..9, 0u64..3_000), 1..200)) {
+        let mut queue = primary([], 0);
+        let mut model: BTreeMap<i64, (Lease, u64)> = BTreeMap::new();
+        let mut now_ms = 0;
+        for (what, id, ttl_s, passes) in steps {
+            now_ms += passes;
+            let mut expired = queue.expired(now_ms, usize::MAX);
+            let mut due: Vec<i64> = model.iter().filter(|(_, (_, end))| *end <= now_ms).map(|(id, _)| *id).collect();
+            expired.sort_unstable();
+            due.sort_unstable();
+            prop_assert_eq!(&expired, &due);
+            for id in due {
+                queue.revoked(id);
+                model.remove(&id);
+            }
+            let lease = Lease::granted(ttl_s);
+            match (what, model.get_mut(&id)) {
+                (0 | 1, None) => {
+                    queue.granted(id, lease, now_ms);
+                    model.insert(id, (lease, now_ms + ttl_s as u64 * 1_000));
+                }
+                (2 | 3, Some((lease, end))) => {
+                    prop_assert_eq!(queue.renew(id, *lease, now_ms), Renewal::Renewed { ttl_s: lease.granted_s });
+                    *end = now_ms + lease.granted_s as u64 * 1_000;
+                }
+                (4, Some(_)) => {
+                    queue.revoked(id);
+                    model.remove(&id);
+                }
+                (_, _) => {}
+            }
+            prop_assert_eq!(queue.len(), model.len());
+            let left = model.get(&id).map(|(_, end)| ((end - now_ms) / 1_000) as i64);
+            prop_assert_eq!(queue.time_to_live(id, now_ms), left);
+        }
+    }
+}

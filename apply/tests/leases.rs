@@ -218,7 +218,7 @@ fn each_expired_lease_has_a_revision_of_its_own() {
 fn a_store_without_leases_has_the_root_of_older_data() {
     let mut replica = Replica::new();
     replica.ok(&put("a", "1"));
-    // Written down by the version before leases: the same command on a new store.
+    // What versions before leases store for the same command on a new store.
     assert_eq!(format!("{:032x}", replica.reads.applied().root), ROOT_BEFORE_LEASES);
     let root = replica.reads.applied().root;
     replica.ok(&grant(1));
@@ -227,7 +227,7 @@ fn a_store_without_leases_has_the_root_of_older_data() {
     assert_eq!(replica.reads.applied().root, root);
 }
 
-const ROOT_BEFORE_LEASES: &str = "fill in";
+const ROOT_BEFORE_LEASES: &str = "4c05b51d36a06651c7571fada0981226";
 
 #[test]
 fn the_root_covers_leases_at_open() {

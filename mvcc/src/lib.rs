@@ -8,8 +8,8 @@
 //!            check, act                   view ── range, txn, scan, root_of, hash_kv
 //!   Writer ──────────────┐                  │
 //!     │  index, staged   │  publish         │           sweep
-//!     │  records         └──────────> Arc<Published> <── Reader ──┐
-//!     ▼ WriteBatch                          │                     ▼
+//!     │  records         ├──────────> Arc<Published> <── Reader ──┐
+//!     ▼ WriteBatch       └──────────> watch: WatchStream          ▼
 //!   backend: kv bucket (revision -> record), meta bucket (current, compacted and swept revision)
 //! ```
 //!
@@ -58,11 +58,10 @@ mod sweep;
 mod txn;
 mod validate;
 mod view;
+mod watch;
 mod writer;
 
 pub use error::{CheckError, Corruption, OpenError, ReadError, Rejection, SweepError, WriteError};
-pub use hash::HashKv;
-pub use index::Revision;
 pub use keyrange::{EmptyKey, KeyRange, RangeEnd};
 pub use meta::{FIRST_REVISION, NEVER_COMPACTED};
 pub use record::{Record, RecordError, RecordParts};
@@ -71,9 +70,10 @@ pub use request::{
     Compare, CompareResult, CompareTarget, DeleteRequest, Op, PutRequest, RangeOptions, RangeRequest, SortOrder,
     SortTarget, TxnRequest,
 };
-pub use scan::Scan;
 pub use sweep::{SweepLimits, SweepProgress};
 pub use validate::{Invalid, MAX_TXN_DEPTH};
 pub use view::{RangeRoot, Reader, View};
+pub use watch::*;
 pub use writer::Writer;
-pub use {metrics::Metrics, open::Options, open::open, open::open_with_leases, txn::Plan};
+pub use {hash::HashKv, index::Revision, metrics::Metrics, scan::Scan, txn::Plan};
+pub use {open::Options, open::open, open::open_with_leases};

@@ -24,6 +24,7 @@ use crate::records::Records;
 use crate::shared::{Dropped, Epoch, Published, Shared};
 use crate::sweep::Sweeper;
 use crate::view::Reader;
+use crate::watch::Window;
 use crate::writer::Writer;
 
 /// Slices of the revisions per thread, so that threads finish at about the same time.
@@ -38,11 +39,21 @@ pub struct Options {
     pub record_cache_bytes: u64,
     /// Threads that load the index. Default 2.
     pub open_threads: u64,
+    /// Events kept in memory for watchers that have not taken them yet, once for each watched range that they touch.
+    /// Whoever is further behind reads them from the backend. Default 16,384.
+    pub watch_window_events: u64,
+    /// What these events may take in memory, in bytes, encodings included. Default 32 MiB.
+    pub watch_window_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { record_cache_bytes: 64 << 20, open_threads: 2 }
+        Options {
+            record_cache_bytes: 64 << 20,
+            open_threads: 2,
+            watch_window_events: 16_384,
+            watch_window_bytes: 32 << 20,
+        }
     }
 }
 
@@ -54,7 +65,9 @@ impl Options {
             false => Ok(()),
         };
         within("record_cache_bytes", self.record_cache_bytes, 1 << 20, 1 << 40)?;
-        within("open_threads", self.open_threads, 1, THREADS_MAX)
+        within("open_threads", self.open_threads, 1, THREADS_MAX)?;
+        within("watch_window_events", self.watch_window_events, 1, 1 << 30)?;
+        within("watch_window_bytes", self.watch_window_bytes, 1, 1 << 40)
     }
 }
 
@@ -81,7 +94,8 @@ pub fn open_with_leases(
     let Figures { revision, compact, swept } = figures;
     let first = Published { tree: tree.clone(), revision, compact, epoch: Arc::clone(&epoch) };
     let records = Records { backend: backend.clone(), cache: RecordCache::new(options.record_cache_bytes) };
-    let shared = Arc::new(Shared::new(records, first, Sweeper::new(swept)));
+    let window = Window { events: options.watch_window_events as usize, bytes: options.watch_window_bytes as usize };
+    let shared = Arc::new(Shared::new(records, first, Sweeper::new(swept), window));
     let writer = Writer {
         shared: Arc::clone(&shared),
         tree,

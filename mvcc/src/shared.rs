@@ -11,6 +11,7 @@ use crate::meta::NEVER_COMPACTED;
 use crate::metrics::Metrics;
 use crate::records::Records;
 use crate::sweep::{Backlog, Sweeper};
+use crate::watch::{Hub, Window};
 
 /// The seed of the root's outer hash. Part of the replicated format: never changes.
 const ROOT_SEED: u64 = 0x5441_4C4C_5952_0001;
@@ -39,10 +40,12 @@ pub(crate) struct Shared {
     /// The newest compaction whose sweep did not wait for the views that needed its records.
     overrun: AtomicI64,
     pub(crate) metrics: Metrics,
+    pub(crate) hub: Hub,
 }
 
 impl Shared {
-    pub(crate) fn new(records: Records, first: Published, sweeper: Sweeper) -> Shared {
+    pub(crate) fn new(records: Records, first: Published, sweeper: Sweeper, window: Window) -> Shared {
+        let hub = Hub::new(first.revision, window);
         Shared {
             records,
             published: ArcSwap::from_pointee(first),
@@ -51,6 +54,7 @@ impl Shared {
             backlog: Mutex::default(),
             overrun: AtomicI64::new(NEVER_COMPACTED),
             metrics: Metrics::default(),
+            hub,
         }
     }
 

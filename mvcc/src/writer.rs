@@ -168,9 +168,9 @@ impl Writer {
         &self.staged
     }
 
-    /// Shows readers the working state. Call it after the commit of the batch with everything staged so far.
+    /// Shows readers the working state, then tells watchers what changed. Call it after the commit of the batch with
+    /// everything staged so far.
     pub fn publish(&mut self) {
-        self.staged.clear();
         let seen = self.shared.published.load();
         if seen.revision == self.revision && seen.compact == self.compact {
             return;
@@ -183,6 +183,9 @@ impl Writer {
             epoch: Arc::clone(&self.epoch),
         };
         self.shared.publish(next, std::mem::replace(&mut self.dropped, Dropped::none()));
+        // Readers first: whoever hears of a revision must be able to read it.
+        self.shared.hub.publish(&self.staged, self.revision);
+        self.staged.clear();
     }
 
     /// The working state, with `revision` as the newest in it.
@@ -310,6 +313,13 @@ impl Writer {
             self.shared.records.cache.insert(at, &record);
         }
         self.staged.push((at, record));
+    }
+}
+
+impl Drop for Writer {
+    /// Nothing will be published any more: who watches has to look for the store's successor.
+    fn drop(&mut self) {
+        self.shared.hub.close();
     }
 }
 

@@ -161,8 +161,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let (backend, applier, reads) = installed
             .unwrap_or(Err(InstallError::Task))
             .map_err(|error| self.fail(FatalError::Install(Arc::new(error))))?;
-        self.applier = applier;
+        // Readers first: watchers look for the new store as soon as the writer of the old one is gone.
         self.live.store(Arc::new(Live { backend, reads }));
+        self.applier = applier;
         let index = self.applier.applied().index;
         self.shared.committed.fetch_max(index, Ordering::AcqRel);
         self.shared.durable.fetch_max(index, Ordering::AcqRel);

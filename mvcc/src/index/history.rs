@@ -118,6 +118,18 @@ impl History {
         short.iter().chain(full.iter().chain(tail).flat_map(|run| run.iter()))
     }
 
+    /// The revisions with main >= `main`, the oldest first. O(length of a run) to begin.
+    pub(super) fn since(&self, main: i64) -> impl Iterator<Item = &Rev> {
+        let (short, full, tail) = match self {
+            Self::Short(run) => (&run[..], &[][..], &[][..]),
+            Self::Long(runs) => (&[][..], &runs.full[..], &runs.tail[..]),
+        };
+        let ends_before = move |run: &Run| run.last().is_none_or(|rev| rev.at.main() < main);
+        let full = &full[full.partition_point(ends_before)..];
+        let runs = full.iter().chain(tail.iter().skip_while(move |run| ends_before(run)));
+        short.iter().chain(runs.flat_map(|run| run.iter())).skip_while(move |rev| rev.at.main() < main)
+    }
+
     /// The bytes of memory behind this history, shared or not.
     #[cfg(test)]
     pub(super) fn heap_bytes(&self) -> usize {

@@ -229,6 +229,14 @@ impl Leaf {
         settled.chain(self.unsettled(slot.tag).chain(std::iter::once(slot)).map(Slot::rev))
     }
 
+    /// The revisions with main >= `main` of the key at index `at`, the oldest first.
+    pub(super) fn revs_since(&self, at: usize, main: i64) -> impl Iterator<Item = Rev> {
+        let slot = &self.slots[at];
+        let settled = self.settled(slot.tag).into_iter().flat_map(move |history| history.since(main)).copied();
+        let unsettled = self.unsettled(slot.tag).chain(std::iter::once(slot)).map(Slot::rev);
+        settled.chain(unsettled.filter(move |rev| rev.at.main() >= main))
+    }
+
     pub(super) fn rev_count(&self, at: usize) -> usize {
         let tag = self.slots[at].tag;
         1 + self.settled(tag).map_or(0, History::len) + self.unsettled(tag).count()

@@ -139,6 +139,11 @@ impl<'t> KeyHistory<'t> {
         self.leaf.rev_at(self.at, main)
     }
 
+    /// The revisions with main >= `main`, the oldest first. O(1) for each, after a few thousand at most to begin.
+    pub(crate) fn since(&self, main: i64) -> impl Iterator<Item = Rev> + 't {
+        self.leaf.revs_since(self.at, main)
+    }
+
     /// All revisions, the oldest first.
     #[allow(dead_code, reason = "part of the interface of the index; the store has no use for it yet")]
     pub(crate) fn iter(&self) -> impl Iterator<Item = Rev> + 't {

@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod model;
+pub mod watching;
 
 use bytes::Bytes;
 use tally_backend::{Applied, Backend, Config, Identity, WriteBatch};

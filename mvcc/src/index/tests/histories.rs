@@ -20,6 +20,7 @@ fn assert_is(history: &History, expected: &[Rev]) {
     let random = (0..100).map(|_| first + rng.below((last - first + 1) as u64) as i64);
     for main in random.chain(probes) {
         assert_eq!(history.at(main), expected.iter().rfind(|rev| rev.at.main() <= main).copied(), "at {main}");
+        assert!(history.since(main).eq(expected.iter().filter(|rev| rev.at.main() >= main)), "since {main}");
     }
 }
 
@@ -94,6 +95,10 @@ fn a_hot_key_among_others() {
     for (main, snapshot) in &snapshots {
         let upto = revs.partition_point(|rev| rev.at.main() <= *main);
         assert!(snapshot.get(b"\0hot").unwrap().iter().eq(revs[..upto].iter().copied()), "the snapshot of {main}");
+        for since in [0, *main / 2, *main, *main + 1] {
+            let wanted = revs[..upto].iter().filter(|rev| rev.at.main() >= since).copied();
+            assert!(snapshot.get(b"\0hot").unwrap().since(since).eq(wanted), "the snapshot of {main} since {since}");
+        }
         check(snapshot);
     }
     for at in [HOT / 3, HOT - 20, HOT] {

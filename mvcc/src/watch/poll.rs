@@ -1,0 +1,260 @@
+//! What a stream hands out, and when.
+//!
+//! The order in which things are looked at is what makes the promises hold: what is ready goes out first, then the logs of
+//! marked groups are taken up, then a piece of history is asked for, and only when nothing of this is left does the
+//! stream say how far it is: with the revision that the hub had been told of *before* it was found that nothing is left.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::event::Event;
+use super::history::{Cursor, History, HistoryRead, Outcome};
+use super::signal::News;
+use super::spec::Filters;
+use super::stream::{Batch, Delivery, Place, Step, WatchStream};
+
+/// Watchers for which a piece of history is read together.
+const READ_TOGETHER: usize = 64;
+
+/// What watchers of a group get: the same, mostly.
+struct Taken {
+    next: i64,
+    filters: Filters,
+    events: Arc<[Arc<Event>]>,
+    bytes: u64,
+}
+
+impl WatchStream {
+    /// The next thing to do. `Pending` if there is nothing; the waker is called when there is.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let mut marked = Vec::new();
+        loop {
+            if let Some(delivery) = self.outbox.pop_front() {
+                self.hand_out(&delivery);
+                return Poll::Ready(Step::Deliver(delivery));
+            }
+            if let Some(group) = self.todo.pop_front() {
+                self.take_up(group);
+                continue;
+            }
+            let told = self.shared.hub.notified();
+            match self.signal.look(&mut marked, None) {
+                News::Closed => return Poll::Ready(Step::Closed),
+                News::Groups => {
+                    marked.drain(..).for_each(|group| self.enqueue(group));
+                    continue;
+                }
+                News::None => {}
+            }
+            if let Some(history) = self.history() {
+                return Poll::Ready(Step::Read(history));
+            }
+            self.tell_progress(told);
+            if !self.outbox.is_empty() {
+                continue;
+            }
+            match self.signal.look(&mut marked, Some(cx.waker())) {
+                News::None => return Poll::Pending,
+                News::Closed => return Poll::Ready(Step::Closed),
+                News::Groups => marked.drain(..).for_each(|group| self.enqueue(group)),
+            }
+        }
+    }
+
+    /// True if what was taken up has been handed out.
+    pub fn is_drained(&self) -> bool {
+        self.outbox.is_empty()
+    }
+
+    /// Takes what was read from history.
+    pub fn absorb(&mut self, read: HistoryRead) {
+        self.reading = false;
+        for (cursor, outcome) in read.0 {
+            let Some(watcher) = self.watchers.get_mut(&cursor.id) else { continue };
+            if watcher.serial != cursor.serial || watcher.place != Place::Reading {
+                continue;
+            }
+            match outcome {
+                Outcome::NotYet => self.fall_behind(cursor.id),
+                Outcome::Compacted { compact, current } => {
+                    self.cancel(cursor.id);
+                    self.post(Delivery::Canceled { id: cursor.id, compact_revision: compact, revision: current });
+                }
+                Outcome::Failed(error) => {
+                    self.fall_behind(cursor.id);
+                    self.post(Delivery::Failed(error));
+                }
+                Outcome::Read { events, next, revision } => {
+                    watcher.advance(next);
+                    let group = watcher.group;
+                    if !events.is_empty() {
+                        let bytes = bytes_of(&events);
+                        self.give(cursor.id, events.into(), bytes, revision);
+                    }
+                    let floor = self.group_mut(group).topic.log().floor;
+                    if next < floor { self.fall_behind(cursor.id) } else { self.come_level(cursor.id) }
+                }
+            }
+        }
+    }
+
+    /// Takes up what a group's log has for its watchers, up to the limits of a batch.
+    fn take_up(&mut self, at: u32) {
+        let (events_max, bytes_max) = self.batch_limits();
+        let Some(Some(group)) = self.groups.get_mut(at as usize) else { return };
+        group.queued = false;
+        let (floor, events, more) = {
+            let log = group.topic.log();
+            let (events, more) = log.from(group.cursor.max(log.floor), events_max, bytes_max);
+            (log.floor, events, more)
+        };
+        if let Some(last) = events.last().map(|event| event.revision()) {
+            group.cursor = last + 1;
+            let mut taken: Option<Taken> = None;
+            for place in 0..self.watchers_of(at) {
+                self.serve(at, place, floor, &events, last, &mut taken);
+            }
+        } else {
+            for place in 0..self.watchers_of(at) {
+                self.serve(at, place, floor, &[], floor - 1, &mut None);
+            }
+        }
+        if more {
+            // Whoever else has news goes first.
+            let mut marked = Vec::new();
+            let _ = self.signal.look(&mut marked, None);
+            marked.into_iter().for_each(|group| self.enqueue(group));
+            self.enqueue(at);
+        }
+    }
+
+    fn watchers_of(&self, group: u32) -> usize {
+        self.groups[group as usize].as_ref().map_or(0, |group| group.watchers.len())
+    }
+
+    /// Gives one watcher of a group its share of `events`, which end with revision `last`.
+    fn serve(
+        &mut self,
+        group: u32,
+        place: usize,
+        floor: i64,
+        events: &[Arc<Event>],
+        last: i64,
+        taken: &mut Option<Taken>,
+    ) {
+        let id = self.group_mut(group).watchers[place];
+        let Some(watcher) = self.watchers.get_mut(&id).filter(|watcher| watcher.place == Place::Level) else { return };
+        if watcher.next < floor {
+            return self.fall_behind(id);
+        }
+        if watcher.next > last {
+            return;
+        }
+        let (next, filters, prev_kv) = (watcher.next, watcher.filters, watcher.prev_kv);
+        watcher.advance(last + 1);
+        if !taken.as_ref().is_some_and(|taken| taken.next == next && taken.filters == filters) {
+            let wanted = |event: &&Arc<Event>| event.revision() >= next && filters.lets(event.is_delete());
+            let chosen: Vec<Arc<Event>> = events.iter().filter(wanted).cloned().collect();
+            let bytes = bytes_of(&chosen);
+            *taken = Some(Taken { next, filters, events: chosen.into(), bytes });
+        }
+        let Some(Taken { events, bytes, .. }) = taken else { return };
+        if events.is_empty() {
+            return;
+        }
+        let (events, bytes) = (Arc::clone(events), *bytes);
+        if prev_kv && let Err(error) = events.iter().try_for_each(|event| event.find_prev(&self.shared)) {
+            return self.post(Delivery::Failed(error));
+        }
+        self.give(id, events, bytes, last);
+    }
+
+    fn give(&mut self, id: i64, events: Arc<[Arc<Event>]>, bytes: u64, revision: i64) {
+        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        (watcher.quiet, watcher.due) = (false, false);
+        let (prev_kv, mark) = (watcher.prev_kv, watcher.mark);
+        self.post(Delivery::Events(Batch { id, revision, events, prev_kv, mark, bytes }));
+    }
+
+    /// A piece of history to read, if some watcher is behind and none is being read.
+    fn history(&mut self) -> Option<History> {
+        if self.reading {
+            return None;
+        }
+        let mut cursors = Vec::new();
+        while cursors.len() < READ_TOGETHER
+            && let Some((id, serial)) = self.behind.pop_front()
+        {
+            let Some(watcher) = self.watchers.get_mut(&id) else { continue };
+            if watcher.serial != serial || watcher.place != Place::Behind {
+                continue;
+            }
+            watcher.place = Place::Reading;
+            let (next, filters, prev_kv, group) = (watcher.next, watcher.filters, watcher.prev_kv, watcher.group);
+            let topic = Arc::clone(&self.group_mut(group).topic);
+            cursors.push(Cursor { id, serial, next, topic, filters, prev_kv });
+        }
+        if cursors.is_empty() {
+            return None;
+        }
+        self.reading = true;
+        let (events_max, bytes_max) = self.batch_limits();
+        let records_max = self.limits.history_records;
+        Some(History { shared: Arc::clone(&self.shared), cursors, events_max, bytes_max, records_max })
+    }
+
+    /// When much is pending, as little as can be is taken up at a time.
+    fn batch_limits(&self) -> (usize, usize) {
+        match self.shared.hub.figures.pending_bytes.get() > self.limits.pending_bytes {
+            true => (1, 1),
+            false => (self.limits.batch_events.max(1), self.limits.batch_bytes.max(1)),
+        }
+    }
+
+    /// Answers those who want to know how far they are. Nothing is left to hand out up to `told`, but to those who read
+    /// history.
+    fn tell_progress(&mut self, told: i64) {
+        if std::mem::take(&mut self.tick_due) {
+            let mut due = Vec::new();
+            for (id, watcher) in &mut self.watchers {
+                if std::mem::take(&mut watcher.due) && watcher.place == Place::Level && watcher.may_be_told(told) {
+                    due.push(*id);
+                }
+            }
+            due.into_iter().for_each(|id| self.post(Delivery::Progress { id: Some(id), revision: told }));
+        }
+        if self.progress_requests > 0 && self.lagging == 0 {
+            let requests = std::mem::take(&mut self.progress_requests);
+            if !self.watchers.is_empty() && self.watchers.values().all(|watcher| watcher.may_be_told(told)) {
+                (0..requests).for_each(|_| self.post(Delivery::Progress { id: None, revision: told }));
+            }
+        }
+    }
+
+    fn hand_out(&self, delivery: &Delivery) {
+        self.discount(delivery);
+        if let Delivery::Events(batch) = delivery {
+            let figures = &self.shared.hub.figures;
+            figures.events.fetch_add(batch.events.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+}
+
+impl super::stream::Watcher {
+    /// Everything before `next` has been given to it, or is not wanted.
+    pub(super) fn advance(&mut self, next: i64) {
+        if next > self.next {
+            self.next = next;
+            self.early = false;
+        }
+    }
+
+    /// Never less than what it has seen, and not before the revision that it waits for.
+    fn may_be_told(&self, told: i64) -> bool {
+        if self.early { told >= self.next } else { told + 1 >= self.next }
+    }
+}
+
+fn bytes_of(events: &[Arc<Event>]) -> u64 {
+    events.iter().map(|event| event.record().bytes().len() as u64).sum()
+}

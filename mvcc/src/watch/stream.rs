@@ -1,0 +1,453 @@
+//! A stream: many watchers with one reader, who polls.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::event::Event;
+use super::hub::Subscribed;
+use super::signal::Signal;
+use super::spec::{CreateError, Filters, WatchLimits, WatchSpec};
+use super::topic::Topic;
+use crate::error::ReadError;
+use crate::shared::Shared;
+use crate::view::Reader;
+
+/// Watchers that share one way to their client. Drop it to end them all.
+///
+/// Call [`poll_next`](WatchStream::poll_next) whenever there is room for what it gives; do what its [`Step`]s say.
+pub struct WatchStream {
+    pub(super) shared: Arc<Shared>,
+    pub(super) signal: Arc<Signal>,
+    /// The stream's number with the hub, unless the hub was closed.
+    number: Option<u64>,
+    pub(super) limits: WatchLimits,
+    pub(super) watchers: BTreeMap<i64, Watcher>,
+    pub(super) groups: Vec<Option<Group>>,
+    free: Vec<u32>,
+    next_id: i64,
+    next_serial: u32,
+    /// Groups that may have news, each once.
+    pub(super) todo: VecDeque<u32>,
+    /// Watchers that must read history, by id and serial; some of them may be gone.
+    pub(super) behind: VecDeque<(i64, u32)>,
+    /// Watchers that are not level.
+    pub(super) lagging: usize,
+    /// A piece of history is out.
+    pub(super) reading: bool,
+    pub(super) outbox: VecDeque<Delivery>,
+    pub(super) progress_requests: u32,
+    pub(super) tick_due: bool,
+}
+
+/// The watchers of one range on one stream.
+pub(super) struct Group {
+    pub(super) topic: Arc<Topic>,
+    pub(super) watchers: Vec<i64>,
+    /// At or below the cursor of each level watcher.
+    pub(super) cursor: i64,
+    /// It is in the stream's list of groups to look at.
+    pub(super) queued: bool,
+}
+
+pub(super) struct Watcher {
+    /// The first revision that it has not been given.
+    pub(super) next: i64,
+    pub(super) serial: u32,
+    pub(super) group: u32,
+    pub(super) place: Place,
+    pub(super) filters: Filters,
+    pub(super) prev_kv: bool,
+    pub(super) mark: bool,
+    pub(super) notify: bool,
+    /// No event since the last tick.
+    pub(super) quiet: bool,
+    /// A tick found it quiet, and it has not been told yet how far it is.
+    pub(super) due: bool,
+    /// Its cursor is where it asked to start, which was a revision that was not there.
+    pub(super) early: bool,
+}
+
+/// Where a watcher's next events come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Its topic's log.
+    Level,
+    /// History, when its turn comes.
+    Behind,
+    /// History that is being read.
+    Reading,
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub enum Step {
+    /// Hand this on.
+    Deliver(Delivery),
+    /// Call [`History::read`](super::History::read) where it may block, and give the result to [`WatchStream::absorb`].
+    /// Meanwhile go on polling.
+    Read(super::History),
+    /// The store is written no more: it was replaced, or stopped. [`WatchStream::attach`] the stream to the one in force,
+    /// or drop it. Until then nothing else comes.
+    Closed,
+}
+
+/// Something for the client.
+#[derive(Debug)]
+pub enum Delivery {
+    /// Changes.
+    Events(Batch),
+    /// Every change up to `revision` has been delivered.
+    Progress {
+        /// The watcher that this is said of; `None` is all of the stream.
+        id: Option<i64>,
+        /// How far.
+        revision: i64,
+    },
+    /// What the watcher needed next has been compacted. It is gone.
+    Canceled {
+        /// The watcher.
+        id: i64,
+        /// The oldest revision that can still be had.
+        compact_revision: i64,
+        /// The current revision.
+        revision: i64,
+    },
+    /// The store could not be read: the stream cannot keep its promises any more. If it is corrupt, stop the process.
+    Failed(ReadError),
+}
+
+/// Changes for one watcher: all that it wants of one revision, or of several. Never empty.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The watcher.
+    pub id: i64,
+    /// Every change up to this revision has been delivered with this batch.
+    pub revision: i64,
+    /// The changes, in order. Shared by the watchers of a stream that get the same.
+    pub events: Arc<[Arc<Event>]>,
+    /// The watcher asked for what its keys had before.
+    pub prev_kv: bool,
+    /// [`WatchSpec::mark`].
+    pub mark: bool,
+    pub(super) bytes: u64,
+}
+
+/// A watcher that was created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Created {
+    /// Its id.
+    pub id: i64,
+    /// The current revision. A watcher from now on sees every revision after it.
+    pub revision: i64,
+}
+
+impl Reader {
+    /// A stream without watchers.
+    pub fn watch_stream(&self, limits: WatchLimits) -> WatchStream {
+        let signal = Arc::new(Signal::default());
+        let number = self.shared.hub.join(&signal);
+        if number.is_none() {
+            signal.close();
+        }
+        WatchStream {
+            shared: Arc::clone(&self.shared),
+            signal,
+            number,
+            limits,
+            watchers: BTreeMap::new(),
+            groups: Vec::new(),
+            free: Vec::new(),
+            next_id: 0,
+            next_serial: 0,
+            todo: VecDeque::new(),
+            behind: VecDeque::new(),
+            lagging: 0,
+            reading: false,
+            outbox: VecDeque::new(),
+            progress_requests: 0,
+            tick_due: false,
+        }
+    }
+
+    /// What watching counted since the store was opened.
+    pub fn watch_figures(&self) -> &super::WatchFigures {
+        &self.shared.hub.figures
+    }
+}
+
+impl WatchStream {
+    /// Adds a watcher. O(log n); the past that it may want is read later.
+    ///
+    /// # Errors
+    /// [`CreateError`]; the stream and its other watchers are as before.
+    pub fn create(&mut self, spec: WatchSpec) -> Result<Created, CreateError> {
+        if spec.start < 0 {
+            return Err(CreateError::BadStart(spec.start));
+        }
+        if spec.range.is_empty() {
+            return Err(CreateError::EmptyRange);
+        }
+        if self.watchers.len() >= self.limits.watchers_max {
+            return Err(CreateError::TooMany { max: self.limits.watchers_max });
+        }
+        if spec.id != 0 && self.watchers.contains_key(&spec.id) {
+            return Err(CreateError::DuplicateId(spec.id));
+        }
+        let id = if spec.id == 0 { self.free_id() } else { spec.id };
+        let offered = self.free.last().copied().unwrap_or(self.groups.len() as u32);
+        let Subscribed { topic, group, .. } = self.shared.hub.subscribe(&spec.range, &self.signal, offered);
+        // After the subscription: what is published from here on is in the log.
+        let revision = self.shared.published.load().revision;
+        let next = if spec.start == 0 { revision + 1 } else { spec.start };
+        let serial = self.next_serial;
+        self.next_serial = serial.wrapping_add(1);
+        if group == offered {
+            self.add_group(group, topic, next);
+        }
+        let watcher = Watcher {
+            next,
+            serial,
+            group,
+            place: Place::Level,
+            filters: spec.filters,
+            prev_kv: spec.prev_kv,
+            mark: spec.mark,
+            notify: spec.progress_notify,
+            quiet: true,
+            due: false,
+            early: spec.start > revision,
+        };
+        self.watchers.insert(id, watcher);
+        self.group_mut(group).watchers.push(id);
+        self.shared.hub.figures.watchers.add(1);
+        // The past is read from history even if a log still has it: what is compacted is compacted, whoever else watches.
+        if next <= revision {
+            self.fall_behind(id);
+        } else {
+            self.come_level(id);
+        }
+        Ok(Created { id, revision })
+    }
+
+    /// Ends a watcher; false if there is none with this id. Nothing more comes for it.
+    pub fn cancel(&mut self, id: i64) -> bool {
+        let Some(watcher) = self.watchers.remove(&id) else { return false };
+        let figures = &self.shared.hub.figures;
+        figures.watchers.sub(1);
+        if watcher.place != Place::Level {
+            self.lagging -= 1;
+            figures.slow.sub(1);
+        }
+        let group = self.group_mut(watcher.group);
+        group.watchers.retain(|one| *one != id);
+        if group.watchers.is_empty() {
+            let topic = Arc::clone(&group.topic);
+            self.shared.hub.unsubscribe(&topic, &self.signal);
+            self.groups[watcher.group as usize] = None;
+            self.free.push(watcher.group);
+            self.todo.retain(|one| *one != watcher.group);
+        }
+        let mut outbox = std::mem::take(&mut self.outbox);
+        outbox.retain(|delivery| {
+            let of_this = match delivery {
+                Delivery::Events(batch) => batch.id == id,
+                Delivery::Progress { id: told, .. } => *told == Some(id),
+                Delivery::Canceled { .. } | Delivery::Failed(_) => false,
+            };
+            if of_this {
+                self.discount(delivery);
+            }
+            !of_this
+        });
+        self.outbox = outbox;
+        true
+    }
+
+    /// Asks how far the stream is: answered once for each call, when all watchers are level and everything before has been
+    /// delivered. Not answered if there is no watcher, or one that waits for a revision that is not there yet.
+    pub fn request_progress(&mut self) {
+        self.progress_requests = self.progress_requests.saturating_add(1);
+    }
+
+    /// Says that a notify interval is over. Watchers that asked for it, had no event since the last one and are level are
+    /// told how far they are. O(watchers).
+    pub fn tick(&mut self) {
+        for watcher in self.watchers.values_mut().filter(|watcher| watcher.notify) {
+            watcher.due = std::mem::replace(&mut watcher.quiet, true);
+            self.tick_due |= watcher.due;
+        }
+    }
+
+    /// The current revision of the store that the stream is attached to.
+    pub fn revision(&self) -> i64 {
+        self.shared.published.load().revision
+    }
+
+    /// How many watchers there are.
+    pub fn watchers(&self) -> usize {
+        self.watchers.len()
+    }
+
+    /// True if some watcher asked for progress notifications.
+    pub fn wants_ticks(&self) -> bool {
+        self.watchers.values().any(|watcher| watcher.notify)
+    }
+
+    /// Goes on with another store, each watcher from its next revision: what it has seen does not come again, even if the
+    /// other store is not as far. False, and nothing changed, if that one is closed too.
+    pub fn attach(&mut self, reader: &Reader) -> bool {
+        let signal = Arc::new(Signal::default());
+        let Some(number) = reader.shared.hub.join(&signal) else { return false };
+        self.settle();
+        self.detach();
+        (self.shared, self.signal, self.number) = (Arc::clone(&reader.shared), signal, Some(number));
+        let figures = &self.shared.hub.figures;
+        figures.watchers.add(self.watchers.len() as u64);
+        self.outbox.iter().for_each(|delivery| count(figures, delivery));
+        (self.todo, self.behind) = (VecDeque::new(), VecDeque::new());
+        let reading = self.watchers.values().filter(|watcher| watcher.place == Place::Reading).count();
+        self.lagging = reading;
+        figures.slow.add(reading as u64);
+        for at in 0..self.groups.len() {
+            let Some(group) = &mut self.groups[at] else { continue };
+            let sub = self.shared.hub.subscribe(&group.topic.range(), &self.signal, at as u32);
+            (group.topic, group.cursor, group.queued) = (sub.topic, i64::MAX, false);
+            for id in group.watchers.clone() {
+                let watcher = self.watchers.get_mut(&id).expect("a group's watchers exist");
+                if watcher.place != Place::Reading {
+                    watcher.place = Place::Level;
+                    let next = watcher.next;
+                    if next < sub.floor { self.fall_behind(id) } else { self.come_level(id) }
+                }
+            }
+        }
+        true
+    }
+
+    /// Moves the cursors of level watchers whose logs hold nothing for them up to what the hub was told of. Otherwise a
+    /// watcher of quiet keys would have to read all history since it was created, or find it compacted.
+    fn settle(&mut self) {
+        let told = self.shared.hub.notified();
+        for group in self.groups.iter().flatten() {
+            let (floor, last) = {
+                let log = group.topic.log();
+                (log.floor, log.events.back().map_or(0, |event| event.revision()))
+            };
+            for id in &group.watchers {
+                if let Some(watcher) = self.watchers.get_mut(id)
+                    && watcher.place == Place::Level
+                    && watcher.next >= floor
+                    && watcher.next > last
+                {
+                    watcher.advance(told + 1);
+                }
+            }
+        }
+    }
+
+    fn free_id(&mut self) -> i64 {
+        while self.watchers.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    fn add_group(&mut self, at: u32, topic: Arc<Topic>, cursor: i64) {
+        let group = Group { topic, watchers: Vec::with_capacity(1), cursor, queued: false };
+        match self.free.pop() {
+            Some(free) => self.groups[free as usize] = Some(group),
+            None => self.groups.push(Some(group)),
+        }
+        debug_assert!(self.groups[at as usize].is_some(), "the group is where the hub was told");
+    }
+
+    pub(super) fn group_mut(&mut self, group: u32) -> &mut Group {
+        self.groups[group as usize].as_mut().expect("a watcher's group exists")
+    }
+
+    /// The watcher has to read history.
+    pub(super) fn fall_behind(&mut self, id: i64) {
+        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        if watcher.place == Place::Level {
+            self.lagging += 1;
+            self.shared.hub.figures.slow.add(1);
+        }
+        watcher.place = Place::Behind;
+        self.behind.push_back((id, watcher.serial));
+    }
+
+    /// The watcher goes on with its topic's log.
+    pub(super) fn come_level(&mut self, id: i64) {
+        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        if watcher.place != Place::Level {
+            self.lagging -= 1;
+            self.shared.hub.figures.slow.sub(1);
+        }
+        watcher.place = Place::Level;
+        let (group, next) = (watcher.group, watcher.next);
+        let one = self.group_mut(group);
+        one.cursor = one.cursor.min(next);
+        self.enqueue(group);
+    }
+
+    pub(super) fn enqueue(&mut self, group: u32) {
+        if let Some(Some(one)) = self.groups.get_mut(group as usize)
+            && !std::mem::replace(&mut one.queued, true)
+        {
+            self.todo.push_back(group);
+        }
+    }
+
+    /// Puts something into the outbox.
+    pub(super) fn post(&mut self, delivery: Delivery) {
+        count(&self.shared.hub.figures, &delivery);
+        self.outbox.push_back(delivery);
+    }
+
+    /// Takes something out of the figures of what is pending.
+    pub(super) fn discount(&self, delivery: &Delivery) {
+        if let Delivery::Events(batch) = delivery {
+            let figures = &self.shared.hub.figures;
+            figures.pending_events.sub(batch.events.len() as u64);
+            figures.pending_bytes.sub(batch.bytes);
+        }
+    }
+
+    /// Leaves the hub, and its figures.
+    fn detach(&mut self) {
+        let hub = &self.shared.hub;
+        for group in self.groups.iter().flatten() {
+            hub.unsubscribe(&group.topic, &self.signal);
+        }
+        self.outbox.iter().for_each(|delivery| self.discount(delivery));
+        hub.figures.watchers.sub(self.watchers.len() as u64);
+        hub.figures.slow.sub(self.lagging as u64);
+        if let Some(number) = self.number.take() {
+            hub.leave(number);
+        }
+    }
+}
+
+fn count(figures: &super::WatchFigures, delivery: &Delivery) {
+    if let Delivery::Events(batch) = delivery {
+        figures.pending_events.add(batch.events.len() as u64);
+        figures.pending_bytes.add(batch.bytes);
+    }
+}
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+impl std::fmt::Debug for WatchStream {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("WatchStream")
+            .field("watchers", &self.watchers.len())
+            .field("lagging", &self.lagging)
+            .field("pending", &self.outbox.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,172 @@
+//! A topic: one watched range, the newest events in it, and the streams that want them.
+
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+
+use super::event::Event;
+use super::signal::Signal;
+use crate::keyrange::{KeyRange, RangeEnd};
+use crate::shared::lock;
+
+/// A watched range with what was published in it lately.
+pub(super) struct Topic {
+    /// In buffers of its own: those of a request may hold much more than the key.
+    start: Box<[u8]>,
+    end: End,
+    log: Mutex<Log>,
+}
+
+/// Where a topic's range ends. The order is that of the ranges' upper bounds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum End {
+    Single,
+    Before(Box<[u8]>),
+    Unbounded,
+}
+
+/// The newest events of a topic.
+///
+/// **Invariant**: `events` are all events of the range with revisions from `floor` to the last that the hub was told of.
+pub(super) struct Log {
+    pub(super) events: VecDeque<Arc<Event>>,
+    pub(super) floor: i64,
+    pub(super) subscribers: Vec<Subscriber>,
+    /// While the hub publishes: one more than the topic's place in its list of touched topics.
+    pub(super) place: u32,
+}
+
+/// A stream that watches a topic, and which of its groups does.
+pub(super) struct Subscriber {
+    pub(super) signal: Arc<Signal>,
+    pub(super) group: u32,
+}
+
+impl End {
+    pub(super) fn of(range: &KeyRange) -> End {
+        match range.end() {
+            RangeEnd::Single => End::Single,
+            RangeEnd::Before(end) => End::Before(end.into()),
+            RangeEnd::Unbounded => End::Unbounded,
+        }
+    }
+
+    /// True if a key at or after the start is in the range.
+    pub(super) fn is_after(&self, key: &[u8]) -> bool {
+        match self {
+            End::Single => false,
+            End::Before(end) => key < &**end,
+            End::Unbounded => true,
+        }
+    }
+}
+
+impl Topic {
+    pub(super) fn new(range: &KeyRange, floor: i64) -> Topic {
+        let log = Log { events: VecDeque::new(), floor, subscribers: Vec::with_capacity(1), place: 0 };
+        Topic { start: range.start().into(), end: End::of(range), log: Mutex::new(log) }
+    }
+
+    pub(super) fn start(&self) -> &[u8] {
+        &self.start
+    }
+
+    pub(super) fn end(&self) -> &End {
+        &self.end
+    }
+
+    pub(super) fn is_single(&self) -> bool {
+        self.end == End::Single
+    }
+
+    pub(super) fn contains(&self, key: &[u8]) -> bool {
+        match self.end {
+            End::Single => *key == *self.start,
+            End::Before(_) | End::Unbounded => key >= self.start() && self.end.is_after(key),
+        }
+    }
+
+    /// The range again, for another store's hub.
+    pub(super) fn range(&self) -> KeyRange {
+        let end = match &self.end {
+            End::Single => Bytes::new(),
+            End::Before(end) => Bytes::copy_from_slice(end),
+            End::Unbounded => Bytes::from_static(b"\0"),
+        };
+        KeyRange::new(Bytes::copy_from_slice(&self.start), end).expect("a topic is made of a range, which has a start")
+    }
+
+    pub(super) fn log(&self) -> MutexGuard<'_, Log> {
+        lock(&self.log)
+    }
+}
+
+impl Log {
+    /// Forgets the `count` oldest events; together they must be whole revisions.
+    pub(super) fn forget(&mut self, count: usize) {
+        if let Some(last) = self.events.drain(..count.min(self.events.len())).next_back() {
+            self.floor = last.revision() + 1;
+        }
+        if self.events.is_empty() {
+            self.events = VecDeque::new();
+        }
+    }
+
+    /// Events with revisions from `next` on, up to the end of the revision with which one of the limits is reached, and
+    /// whether more follow. `next` must not be below the floor.
+    pub(super) fn from(&self, next: i64, events_max: usize, bytes_max: usize) -> (Vec<Arc<Event>>, bool) {
+        let first = self.events.partition_point(|event| event.revision() < next);
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        for event in self.events.range(first..) {
+            let full = taken.len() >= events_max || bytes >= bytes_max;
+            if full && taken.last().is_some_and(|last: &Arc<Event>| last.revision() != event.revision()) {
+                return (taken, true);
+            }
+            bytes += event.record().bytes().len();
+            taken.push(Arc::clone(event));
+        }
+        (taken, false)
+    }
+
+    pub(super) fn group_of(&self, signal: &Arc<Signal>) -> Option<u32> {
+        self.subscribers.iter().find(|one| Arc::ptr_eq(&one.signal, signal)).map(|one| one.group)
+    }
+
+    pub(super) fn remove(&mut self, signal: &Arc<Signal>) {
+        if let Some(at) = self.subscribers.iter().position(|one| Arc::ptr_eq(&one.signal, signal)) {
+            self.subscribers.swap_remove(at);
+        }
+    }
+}
+
+/// A topic of a single key, in the order of its key.
+pub(super) struct ByKey(pub(super) Arc<Topic>);
+
+impl Borrow<[u8]> for ByKey {
+    fn borrow(&self) -> &[u8] {
+        self.0.start()
+    }
+}
+
+impl PartialEq for ByKey {
+    fn eq(&self, other: &ByKey) -> bool {
+        self.0.start() == other.0.start()
+    }
+}
+
+impl Eq for ByKey {}
+
+impl PartialOrd for ByKey {
+    fn partial_cmp(&self, other: &ByKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ByKey {
+    fn cmp(&self, other: &ByKey) -> Ordering {
+        self.0.start().cmp(other.0.start())
+    }
+}

@@ -1,0 +1,238 @@
+//! What a stream of watchers sees while the store is written: the forms of a watch, ids, filters, wake-ups, progress.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::watching::{Watching, changes, delete_of, put_of};
+use common::{Store, between, delete, put, single};
+use tally_mvcc::{CreateError, Delivery, Filters, KeyRange, TxnRequest, WatchLimits, WatchSpec};
+
+fn with(range: KeyRange, change: impl FnOnce(&mut WatchSpec)) -> WatchSpec {
+    let mut spec = WatchSpec::new(range);
+    change(&mut spec);
+    spec
+}
+
+#[test]
+fn keys_ranges_and_everything_see_their_own_changes() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    let key = watching.create(single("b"), 0);
+    let range = watching.create(between("a", "c"), 0);
+    let from = watching.create(between("c", "\0"), 0);
+    let all = watching.create(KeyRange::all(), 0);
+    assert_eq!((key, range, from, all), (0, 1, 2, 3));
+    store.set("b", "1");
+    store.set("c", "2");
+    store.unset("b");
+    store.set("bb", "3");
+    let batches = watching.batches();
+    let of = |id: i64| batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect::<Vec<_>>();
+    assert_eq!(of(key), [put_of(2, "b", "1"), delete_of(4, "b")]);
+    assert_eq!(of(range), [put_of(2, "b", "1"), delete_of(4, "b"), put_of(5, "bb", "3")]);
+    assert_eq!(of(from), [put_of(3, "c", "2")]);
+    assert_eq!(of(all), [put_of(2, "b", "1"), put_of(3, "c", "2"), delete_of(4, "b"), put_of(5, "bb", "3")]);
+    assert!(watching.drain().is_empty());
+}
+
+#[test]
+fn a_revision_comes_whole_and_in_its_order() {
+    let mut store = Store::new();
+    store.set("z", "0");
+    let mut watching = Watching::with(&store.reader, WatchLimits { batch_events: 1, ..WatchLimits::default() });
+    let id = watching.create(KeyRange::all(), 0);
+    let txn = |value| TxnRequest {
+        success: vec![put("b", value), put("a", value), delete(single("z"))],
+        ..TxnRequest::default()
+    };
+    store.txn(&txn("1")).unwrap();
+    store.txn(&txn("2")).unwrap();
+    store.commit();
+    let batches = watching.batches();
+    assert_eq!(batches.iter().map(|batch| (batch.id, batch.revision)).collect::<Vec<_>>(), [(id, 3), (id, 4)]);
+    assert_eq!(changes(&batches[0]), [put_of(3, "b", "1"), put_of(3, "a", "1"), delete_of(3, "z")]);
+    assert_eq!(changes(&batches[1]), [put_of(4, "b", "2"), put_of(4, "a", "2")]);
+}
+
+#[test]
+fn ids_are_chosen_from_zero_and_given_ones_are_kept() {
+    let store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    let mut create = |id| watching.stream.create(with(single("k"), |spec| spec.id = id)).map(|created| created.id);
+    assert_eq!(create(0), Ok(0));
+    assert_eq!(create(1), Ok(1));
+    assert_eq!(create(-7), Ok(-7));
+    assert_eq!(create(0), Ok(2));
+    assert_eq!(create(2), Err(CreateError::DuplicateId(2)));
+    assert_eq!(create(-7), Err(CreateError::DuplicateId(-7)));
+    assert_eq!(create(i64::MAX), Ok(i64::MAX));
+    assert_eq!(watching.stream.watchers(), 5);
+}
+
+#[test]
+fn what_cannot_be_watched_is_refused_and_the_stream_goes_on() {
+    let mut store = Store::new();
+    let mut watching = Watching::with(&store.reader, WatchLimits { watchers_max: 1, ..WatchLimits::default() });
+    assert_eq!(watching.stream.create(WatchSpec::new(between("b", "a"))), Err(CreateError::EmptyRange));
+    assert_eq!(watching.stream.create(WatchSpec::new(between("b", "b"))), Err(CreateError::EmptyRange));
+    let negative = with(single("k"), |spec| spec.start = -1);
+    assert_eq!(watching.stream.create(negative), Err(CreateError::BadStart(-1)));
+    let id = watching.create(single("k"), 0);
+    assert_eq!(watching.stream.create(WatchSpec::new(single("l"))), Err(CreateError::TooMany { max: 1 }));
+    store.set("k", "1");
+    assert_eq!(watching.changes(id), [put_of(2, "k", "1")]);
+}
+
+#[test]
+fn filters_leave_out_what_is_not_wanted() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    let filtered = |no_put, no_delete| {
+        with(KeyRange::all(), |spec| {
+            spec.start = 1;
+            spec.filters = Filters { no_put, no_delete };
+        })
+    };
+    store.set("a", "1");
+    store.unset("a");
+    for spec in [filtered(true, false), filtered(false, true), filtered(true, true)] {
+        watching.stream.create(spec).unwrap();
+    }
+    // From history, then live.
+    for more in 0..2 {
+        let batches = watching.batches();
+        let of = |id: i64| batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect::<Vec<_>>();
+        assert_eq!(of(0), [delete_of(3 + 2 * more, "a")]);
+        assert_eq!(of(1), [put_of(2 + 2 * more, "a", "1")]);
+        assert!(of(2).is_empty());
+        store.set("a", "1");
+        store.unset("a");
+    }
+}
+
+#[test]
+fn what_a_key_had_before_is_told_to_those_who_ask() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    let asks = watching.stream.create(with(KeyRange::all(), |spec| spec.prev_kv = true)).unwrap().id;
+    store.set("a", "1");
+    store.set("a", "2");
+    store.unset("a");
+    store.set("a", "3");
+    let batches = watching.batches();
+    let prevs: Vec<_> = batches
+        .iter()
+        .filter(|batch| batch.id == asks)
+        .flat_map(|batch| batch.events.iter())
+        .map(|event| event.prev_kv().map(|record| (record.mod_revision(), record.value().to_vec())))
+        .collect();
+    assert_eq!(prevs, [None, Some((2, b"1".to_vec())), Some((3, b"2".to_vec())), None]);
+}
+
+#[test]
+fn a_stream_is_woken_once_for_a_publication_and_not_for_other_keys() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    for _ in 0..10 {
+        watching.create(single("k"), 0);
+        watching.create(between("j", "l"), 0);
+    }
+    assert!(watching.drain().is_empty());
+    store.set("other", "1");
+    assert_eq!(watching.woken(), 0);
+    for value in ["1", "2", "3"] {
+        store.put(&tally_mvcc::PutRequest::new("k", value)).unwrap();
+    }
+    store.commit();
+    assert_eq!(watching.woken(), 1);
+    store.set("k", "4");
+    assert_eq!(watching.woken(), 1, "it has not looked since");
+    assert_eq!(watching.batches().iter().map(|batch| batch.events.len()).sum::<usize>(), 20 * 4);
+    store.set("k", "5");
+    assert_eq!(watching.woken(), 2);
+}
+
+#[test]
+fn an_event_is_one_object_and_encoded_once() {
+    let mut store = Store::new();
+    let mut first = Watching::new(&store.reader);
+    let mut second = Watching::new(&store.reader);
+    first.create(single("k"), 0);
+    first.create(between("a", "z"), 0);
+    second.create(single("k"), 0);
+    store.set("k", "1");
+    let mut made = 0;
+    for batch in first.batches().iter().chain(&second.batches()) {
+        let encoding = batch.events[0].encoding(1, |event| {
+            made += 1;
+            event.record().bytes().clone()
+        });
+        assert_eq!(encoding, batch.events[0].record().bytes());
+    }
+    assert_eq!(made, 1);
+}
+
+#[test]
+fn nothing_comes_after_a_cancellation() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    let (keeps, goes) = (watching.create(single("k"), 0), watching.create(single("k"), 0));
+    store.set("k", "1");
+    // The first of the two batches: the other is taken up and not handed out.
+    assert!(watching.step().is_some());
+    assert!(watching.stream.cancel(goes));
+    assert!(!watching.stream.cancel(goes) && !watching.stream.cancel(99));
+    store.set("k", "2");
+    let batches = watching.batches();
+    assert_eq!(batches.iter().map(|batch| (batch.id, batch.revision)).collect::<Vec<_>>(), [(keeps, 3)]);
+    assert!(watching.stream.cancel(keeps));
+    store.set("k", "3");
+    assert!(watching.drain().is_empty());
+    let figures = store.reader.watch_figures();
+    assert_eq!((figures.watchers(), figures.streams(), figures.pending_events(), figures.events()), (0, 1, 0, 2));
+}
+
+#[test]
+fn ticks_tell_quiet_watchers_how_far_they_are() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    let quiet = watching.stream.create(with(single("q"), |spec| spec.progress_notify = true)).unwrap().id;
+    let busy = watching.stream.create(with(single("b"), |spec| spec.progress_notify = true)).unwrap().id;
+    watching.create(single("b"), 0);
+    assert!(watching.stream.wants_ticks());
+    store.set("b", "1");
+    watching.drain();
+    let mut told = || {
+        watching.stream.tick();
+        let told = |delivery| match delivery {
+            Delivery::Progress { id, revision } => (id, revision),
+            other => panic!("{other:?}"),
+        };
+        watching.drain().into_iter().map(told).collect::<Vec<_>>()
+    };
+    assert_eq!(told(), [(Some(quiet), 2)], "a tick is left out after an event");
+    assert_eq!(told(), [(Some(quiet), 2), (Some(busy), 2)]);
+}
+
+#[test]
+fn figures_follow_streams_and_watchers() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    let other = Watching::new(&store.reader);
+    watching.create(single("a"), 1);
+    watching.create(between("a", "b"), 0);
+    let figures = |store: &Store| {
+        let figures = store.reader.watch_figures();
+        (figures.streams(), figures.watchers(), figures.slow_watchers())
+    };
+    assert_eq!(figures(&store), (2, 2, 1));
+    watching.drain();
+    assert_eq!(figures(&store), (2, 2, 0));
+    store.set("a", "1");
+    assert_eq!(watching.batches().len(), 2);
+    assert_eq!(store.reader.watch_figures().events(), 2);
+    drop(other);
+    drop(watching);
+    assert_eq!(figures(&store), (0, 0, 0));
+    assert_eq!(store.reader.watch_figures().pending_events(), 0);
+}

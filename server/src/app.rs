@@ -94,6 +94,7 @@ pub struct Server {
     waiting: Option<Waiting>,
     peers: Listening,
     background: JoinSet<()>,
+    watches: Arc<api::watch::Watches>,
     sweeper: Sweeper,
     patience: Duration,
     client_addresses: Vec<SocketAddr>,
@@ -241,6 +242,8 @@ impl Server {
             background.spawn(jobs::compact(schedule, node.clone()));
         }
 
+        let watches = Arc::new(api::watch::Watches::new(config.watch_progress_notify_interval));
+        background.spawn(api::watch::monitor(Arc::clone(&watches), node.clone(), election));
         let state = api::State::new(api::Parts {
             node: node.clone(),
             leadership,
@@ -250,6 +253,7 @@ impl Server {
             limits: api_limits(config),
             sizes,
             metrics: api_metrics,
+            watches: Arc::clone(&watches),
         });
         let state = Arc::new(state);
         let watched = health.routes().merge(metrics.routes()).merge(version_routes());
@@ -262,6 +266,7 @@ impl Server {
             peers: Listening::new(Arc::clone(&peer_connections), Http::for_peers(peer_connections)),
             member,
             background,
+            watches,
             sweeper,
             patience: config.request_timeout(),
             client_addresses: addresses(&listeners.clients),
@@ -343,6 +348,7 @@ impl Server {
         self.clients.listeners.shutdown().await;
         // Whatever still comes in waits for the next leader, and is answered by it through this member.
         self.node.hand_over().await;
+        self.watches.stop();
         self.clients.connections.drain(self.patience).await;
         self.close().await
     }
@@ -351,6 +357,7 @@ impl Server {
     /// something here waits in vain.
     pub(crate) async fn abandon(mut self) -> Result<(), ShutdownError> {
         self.clients.listeners.shutdown().await;
+        self.watches.stop();
         self.clients.connections.drain(REMOVED_PATIENCE).await;
         self.close().await
     }

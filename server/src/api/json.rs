@@ -10,12 +10,12 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, UPGRADE};
 use hyper::{Method, StatusCode};
 
 use crate::api::range::{Begun, Unread};
 use crate::api::stream::Pieces;
-use crate::api::{Route, State, admit, body, cluster, kv, maintenance};
+use crate::api::{Route, State, admit, body, cluster, kv, maintenance, watch};
 use crate::error::ApiError;
 use crate::wire::{Members, RangeWriter, decode, response};
 
@@ -27,6 +27,11 @@ enum Answer {
 
 /// Set to `true`, a request wants to hear at once that there is no leader. The first is how etcd's gateway wants it written.
 const HAS_LEADER: [&str; 2] = ["grpc-metadata-hasleader", "hasleader"];
+
+fn is_websocket(request: &Request) -> bool {
+    request.method() == Method::GET
+        && request.headers().get(UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
 
 fn requires_leader(request: &Request) -> bool {
     HAS_LEADER.iter().any(|name| request.headers().get(*name).is_some_and(|value| value == "true"))
@@ -40,10 +45,14 @@ pub(crate) fn router(state: Arc<State>) -> Router {
     })
 }
 
-async fn handle(state: &State, request: Request) -> Response {
+async fn handle(state: &Arc<State>, request: Request) -> Response {
     let path = request.uri().path();
     // `/v3beta/` is what the gateway was called before 3.4.
     let route = match path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/")).map(Route::of_json) {
+        Some(Some(Route::Watch)) if is_websocket(&request) => {
+            let requires_leader = requires_leader(&request);
+            return watch::socket(state, requires_leader, request).await.unwrap_or_else(|error| refusal(&error));
+        }
         Some(Some(route)) if request.method() == Method::POST => Ok(route),
         Some(Some(_)) => Err(refusal(&ApiError::WrongMethod)),
         Some(None) => Err(refusal(&ApiError::UnknownPath)),
@@ -56,8 +65,14 @@ async fn handle(state: &State, request: Request) -> Response {
             return response;
         }
     };
-    let running = state.metrics.begin(route, None);
     let requires_leader = requires_leader(&request);
+    if route == Route::Watch {
+        return match watch::watch(state, requires_leader, request.into_body()).await {
+            Ok(body) => success(body),
+            Err(error) => refusal(&error),
+        };
+    }
+    let running = state.metrics.begin(route, None);
     let result = match body::read(request.into_body(), state.body_bytes_max).await {
         Ok(body) => {
             state.metrics.received(route, body.len());
@@ -126,8 +141,10 @@ async fn answer(state: &State, route: Route, requires_leader: bool, body: &[u8])
         Route::MemberUpdate => members(cluster::update(state, decode(body)?).await?),
         Route::MemberList => members(cluster::list(state, decode(body)?).await?),
         Route::MemberPromote => members(cluster::promote(state, decode(body)?).await?),
-        // They have no JSON path.
-        Route::RangeStream | Route::HealthCheck | Route::HealthWatch => return Err(ApiError::UnknownPath),
+        // They have no JSON path, or are streams.
+        Route::Watch | Route::RangeStream | Route::HealthCheck | Route::HealthWatch => {
+            return Err(ApiError::UnknownPath);
+        }
     }))
 }
 

@@ -33,6 +33,7 @@ mod range;
 mod route;
 mod state;
 pub(crate) mod stream;
+pub(crate) mod watch;
 
 use crate::error::ApiError;
 

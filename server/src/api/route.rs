@@ -8,7 +8,6 @@ pub(crate) enum Exchange {
     /// One request, any number of answers.
     ServerStream,
     /// Requests and answers at any time.
-    #[allow(dead_code)]
     BidiStream,
 }
 
@@ -92,6 +91,7 @@ rpcs! {
     Txn = "etcdserverpb.KV" "Txn" Unary "txn" ["kv/txn"];
     Compact = "etcdserverpb.KV" "Compact" Unary "compaction" ["kv/compaction"];
     Alarm = "etcdserverpb.Maintenance" "Alarm" Unary "alarm" ["maintenance/alarm"];
+    Watch = "etcdserverpb.Watch" "Watch" BidiStream "watch" ["watch"];
     Status = "etcdserverpb.Maintenance" "Status" Unary "status" ["maintenance/status"];
     Defragment = "etcdserverpb.Maintenance" "Defragment" Unary "defragment" ["maintenance/defragment"];
     Hash = "etcdserverpb.Maintenance" "Hash" Unary "hash" ["maintenance/hash"];

@@ -9,6 +9,7 @@ use tally_raftnode::{Node, Status};
 use tokio::sync::{Semaphore, watch};
 
 use crate::api::metrics::Metrics;
+use crate::api::watch::Watches;
 use crate::error::{ApiError, Effect};
 use crate::leadership::Leadership;
 use crate::metrics::Sizes;
@@ -45,6 +46,7 @@ pub(crate) struct Parts {
     /// The etcd version whose API this is, as status tells it.
     pub(crate) version: &'static str,
     pub(crate) limits: Limits,
+    pub(crate) watches: Arc<Watches>,
 }
 
 /// What the handlers share.
@@ -65,12 +67,13 @@ pub(crate) struct State {
     pub(crate) body_bytes_max: usize,
     pub(crate) txn_ops_max: usize,
     pub(crate) request_timeout: Duration,
+    pub(crate) watches: Arc<Watches>,
     identity: Identity,
 }
 
 impl State {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { node, leadership, sizes, metrics, cluster_id, member_id, version, limits } = parts;
+        let Parts { node, leadership, sizes, metrics, cluster_id, member_id, version, limits, watches } = parts;
         let request_bytes_max = usize::try_from(limits.request_bytes_max).unwrap_or(usize::MAX);
         Self {
             status: node.status(),
@@ -88,6 +91,7 @@ impl State {
             body_bytes_max: preflight::body_bytes_max(request_bytes_max),
             txn_ops_max: limits.txn_ops_max,
             request_timeout: limits.request_timeout,
+            watches,
             identity: Identity::new(cluster_id, member_id),
         }
     }

@@ -53,7 +53,6 @@ const DISCOVERY: &str = "bootstrap by discovery is not supported; name the membe
 const AUTH: &str = "users, roles and tokens are not in this version";
 const TRACING: &str = "distributed tracing is not in this version";
 const CORRUPT: &str = "comparison of the state is always on";
-const WATCH: &str = "watch is not in this version";
 const REBUILD: &str = "rebuilding a cluster from one member's data is not in this version";
 const ALIKE: &str = "all members speak the same version";
 
@@ -199,7 +198,13 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("distributed-tracing-sampling-rate", Int, "0", Accept(TRACING), "accepted"),
     flag("corrupt-check-time", Duration, "0s", Accept(CORRUPT), "accepted"),
     flag("compact-hash-check-time", Duration, "1m", Accept(CORRUPT), "accepted"),
-    flag("watch-progress-notify-interval", Duration, "10m", Accept(WATCH), "accepted"),
+    flag(
+        "watch-progress-notify-interval",
+        Duration,
+        "10m",
+        Serve,
+        "time between two notes on progress to a watch that asked for them; at least 100ms",
+    ),
     flag("bootstrap-defrag-threshold-megabytes", Int, "0", Accept("the database compacts itself"), "accepted"),
     flag("downgrade-check-time", Duration, "5s", Accept(ALIKE), "accepted"),
     flag("feature-gates", List, "", Accept("corruption checks and lease checkpoints are always on"), "accepted"),

@@ -237,6 +237,8 @@ pub struct Config {
     pub http2_ping_interval: Duration,
     /// Time to answer an HTTP/2 ping.
     pub http2_ping_timeout: Duration,
+    /// Time between two notes on progress to a watch that asked for them, before a tenth that is added by chance.
+    pub watch_progress_notify_interval: Duration,
     /// Set SO_REUSEPORT on listeners.
     pub socket_reuse_port: bool,
     /// What automatic compaction keeps.

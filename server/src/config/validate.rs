@@ -73,6 +73,7 @@ impl Config {
             max_concurrent_streams: values.int("max-concurrent-streams")?,
             http2_ping_interval: values.duration("grpc-keepalive-interval"),
             http2_ping_timeout: values.duration("grpc-keepalive-timeout"),
+            watch_progress_notify_interval: progress_interval(values.duration("watch-progress-notify-interval")),
             socket_reuse_port: values.bool("socket-reuse-port"),
             auto_compaction: auto_compaction(&values)?,
             auto_compaction_check_ms: REVISION_CHECK_MS,
@@ -180,6 +181,13 @@ fn timing(values: &Values) -> Result<(u64, u64), ConfigError> {
         return Err(invalid("election-timeout", format!("{election_ms} ms is too long; at most {ELECTION_MS_MAX} ms")));
     }
     Ok((heartbeat_ms, election_ms))
+}
+
+/// As etcd takes it: nothing is the default, and less than a tenth of a second is a tenth of a second.
+fn progress_interval(given: Duration) -> Duration {
+    const DEFAULT: Duration = Duration::from_secs(600);
+    const LEAST: Duration = Duration::from_millis(100);
+    if given.is_zero() { DEFAULT } else { given.max(LEAST) }
 }
 
 fn positive(values: &Values, name: &'static str) -> Result<u64, ConfigError> {

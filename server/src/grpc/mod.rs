@@ -23,6 +23,7 @@ mod range_stream;
 mod reply;
 mod stream;
 mod unary;
+mod watch;
 mod write;
 
 use std::sync::Arc;

@@ -13,13 +13,13 @@ use crate::api::{Route, State};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
 use crate::grpc::reply::{self, Answers, Reply};
-use crate::grpc::{Call, Messages, health, range_stream};
+use crate::grpc::{Call, Messages, health, range_stream, watch};
 
 pub(super) async fn answer(state: &Arc<State>, call: Call) -> Response<Reply> {
     let admitted = call.admit(state);
     let Call { route, head, messages, running } = call;
     let answers = match admitted {
-        Ok(()) => begin(state, route, messages).await,
+        Ok(()) => begin(state, route, head.requires_leader, messages).await,
         Err(error) => Err(error),
     };
     match answers {
@@ -37,9 +37,15 @@ pub(super) async fn answer(state: &Arc<State>, call: Call) -> Response<Reply> {
     }
 }
 
-async fn begin(state: &Arc<State>, route: Route, messages: Messages) -> Result<Answers, ApiError> {
+async fn begin(
+    state: &Arc<State>,
+    route: Route,
+    requires_leader: bool,
+    messages: Messages,
+) -> Result<Answers, ApiError> {
     match route {
         Route::RangeStream => range_stream::answers(state, single(state, route, messages).await?).await,
+        Route::Watch => watch::answers(state, requires_leader, messages),
         Route::HealthWatch => Ok(health::watch(state, &single(state, route, messages).await?)),
         _ => Err(ApiError::Defect { what: "a unary RPC was called as a stream" }),
     }

@@ -127,7 +127,13 @@ async fn rarer(state: &State, route: Route, message: Bytes) -> Result<Bytes, Api
             members(state, route, message).await?
         }
         Route::HealthCheck => health::check(state, &decode(message)?)?,
-        Route::Range | Route::Put | Route::DeleteRange | Route::Txn | Route::RangeStream | Route::HealthWatch => {
+        Route::Range
+        | Route::Put
+        | Route::DeleteRange
+        | Route::Txn
+        | Route::Watch
+        | Route::RangeStream
+        | Route::HealthWatch => {
             return Err(ApiError::Defect { what: "a call was answered as another" });
         }
     })

@@ -17,20 +17,20 @@ use crate::wire::{Header, Member};
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// A field's tag and type in one byte: fields up to 15.
-const fn varint_field(number: u8) -> u8 {
+pub(super) const fn varint_field(number: u8) -> u8 {
     number << 3
 }
 
-const fn bytes_field(number: u8) -> u8 {
+pub(super) const fn bytes_field(number: u8) -> u8 {
     number << 3 | 2
 }
 
 /// A length-delimited field whose content takes `bytes`.
-fn field_len(bytes: usize) -> usize {
+pub(super) fn field_len(bytes: usize) -> usize {
     1 + encoded_len_varint(bytes as u64) + bytes
 }
 
-fn number_len(number: i64) -> usize {
+pub(super) fn number_len(number: i64) -> usize {
     if number == 0 { 0 } else { 1 + encoded_len_varint(number as u64) }
 }
 
@@ -38,14 +38,14 @@ fn records_len(records: &[Record]) -> usize {
     records.iter().map(|record| field_len(record.bytes().len())).sum()
 }
 
-fn put_number(out: &mut BytesMut, tag: u8, number: i64) {
+fn put_number(out: &mut impl BufMut, tag: u8, number: i64) {
     if number != 0 {
         out.put_u8(tag);
         encode_varint(number as u64, out);
     }
 }
 
-fn put_begin(out: &mut BytesMut, tag: u8, bytes: usize) {
+fn put_begin(out: &mut impl BufMut, tag: u8, bytes: usize) {
     out.put_u8(tag);
     encode_varint(bytes as u64, out);
 }
@@ -58,11 +58,11 @@ fn put_records(out: &mut BytesMut, tag: u8, records: &[Record]) {
 }
 
 /// The encoded header and its length: the first field of every response.
-fn header_len(header: &Header<'_>) -> usize {
+pub(super) fn header_len(header: &Header<'_>) -> usize {
     header.identity.protobuf.len() + number_len(header.revision) + number_len(header.term as i64)
 }
 
-fn put_header(out: &mut BytesMut, header: &Header<'_>) {
+pub(super) fn put_header(out: &mut impl BufMut, header: &Header<'_>) {
     put_begin(out, bytes_field(1), header_len(header));
     out.put_slice(&header.identity.protobuf);
     put_number(out, varint_field(3), header.revision);

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, CONTENT_TYPE,
-    HOST, HeaderValue, ORIGIN,
+    HOST, HeaderValue, ORIGIN, UPGRADE,
 };
 use hyper::service::Service as _;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::service::TowerToHyperService;
 
-use super::connections::{Connection, Order, Request as Open};
+use super::connections::{Order, Place, Request as Open};
+use super::takeover::Takeover;
 use crate::config::Allowed;
 use crate::grpc::{Grpc, Reply, is_grpc};
 
@@ -49,21 +50,25 @@ impl Front {
     pub(super) async fn call(
         self: Arc<Self>,
         request: Request<Incoming>,
-        connection: Arc<Connection>,
+        place: Arc<Place>,
     ) -> Result<Response<Tracked>, Infallible> {
-        let open = connection.begin();
+        let open = place.connection.begin();
         match &self.grpc {
             Some(grpc) if is_grpc(&request) => {
                 let response = grpc.call(request).await;
                 Ok(response.map(|reply| Tracked::new(Form::Grpc(reply), open)))
             }
-            _ => Box::pin(self.plain(request, &connection))
-                .await
-                .map(|r| r.map(|body| Tracked::new(Form::Plain(body), open))),
+            _ => {
+                Box::pin(self.plain(request, place)).await.map(|r| r.map(|body| Tracked::new(Form::Plain(body), open)))
+            }
         }
     }
 
-    async fn plain(&self, request: Request<Incoming>, connection: &Connection) -> Result<Response<Body>, Infallible> {
+    async fn plain(&self, mut request: Request<Incoming>, place: Arc<Place>) -> Result<Response<Body>, Infallible> {
+        let connection = &place.connection;
+        if request.headers().contains_key(UPGRADE) {
+            request.extensions_mut().insert(Takeover::new(&place));
+        }
         let is_http1 = request.version() < Version::HTTP_2;
         let mut response = match self.refuse(&request) {
             Some(refusal) => refusal,
@@ -189,7 +194,7 @@ mod tests {
     /// Every request moves its future several times, so what few requests need has to be boxed.
     #[test]
     fn the_future_of_a_request_is_small() {
-        fn bytes<F>(_: fn(Arc<Front>, Request<Incoming>, Arc<Connection>) -> F) -> usize {
+        fn bytes<F>(_: fn(Arc<Front>, Request<Incoming>, Arc<Place>) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = bytes(Front::call);

@@ -4,6 +4,7 @@ mod connections;
 mod front;
 mod io;
 mod listener;
+mod takeover;
 
 use std::io::ErrorKind;
 use std::pin::pin;
@@ -21,6 +22,7 @@ pub(crate) use front::Front;
 pub use listener::BindError;
 use listener::ListenSocket;
 pub(crate) use listener::{Bound, Listener};
+pub(crate) use takeover::Takeover;
 
 /// Pause after a connection could not be accepted, for example because no file descriptor was left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -107,7 +109,9 @@ impl Http {
 fn builder(head_bytes_max: usize, http2: Http2) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     // Timeouts are kept by `connections`: hyper's own would also cut idle connections off after 30 seconds.
-    builder.http1().header_read_timeout(None).max_buf_size(head_bytes_max).pipeline_flush(true);
+    // Flushes are not held back for pipelined requests (`pipeline_flush`): with that, hyper buffers a streamed response for
+    // a client that does not read without any bound.
+    builder.http1().header_read_timeout(None).max_buf_size(head_bytes_max);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -134,9 +138,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let shared = Arc::clone(&place.connection);
-    let service = service_fn(|request| Arc::clone(&front).call(request, Arc::clone(&shared)));
+    let place = Arc::new(place);
+    let service = service_fn(move |request| Arc::clone(&front).call(request, Arc::clone(&place)));
     let io = TokioIo::new(io::Reporting::new(socket, Arc::clone(&shared)));
-    let mut http = pin!(builder.serve_connection(io, service));
+    // A connection that is taken over ends here and goes on elsewhere: see `Takeover`.
+    let mut http = pin!(builder.serve_connection_with_upgrades(io, service));
     loop {
         let ordered = tokio::select! {
             biased;

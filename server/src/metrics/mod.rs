@@ -29,8 +29,12 @@ pub(crate) use node::{Sizes, Sources};
 pub(crate) use observed::Observed;
 
 /// Metrics whose etcd type does not agree with their etcd name. Prometheus takes them as untyped.
-const UNDECLARED: [&str; 15] = [
+const UNDECLARED: [&str; 19] = [
     "etcd_debugging_mvcc_keys_total",
+    "etcd_debugging_mvcc_pending_events_total",
+    "etcd_debugging_mvcc_slow_watcher_total",
+    "etcd_debugging_mvcc_watch_stream_total",
+    "etcd_debugging_mvcc_watcher_total",
     "etcd_disk_wal_write_bytes_total",
     "etcd_network_snapshot_receive_failures",
     "etcd_network_snapshot_receive_inflights_total",

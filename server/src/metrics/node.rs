@@ -95,6 +95,21 @@ impl Table {
             .counter("etcd_debugging_mvcc_db_compaction_keys_total", "Records deleted after compactions.", |s| {
                 s.reads().kv().metrics().swept_records()
             })
+            .gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams that are open.", |s| {
+                s.reads().kv().watch_figures().streams() as f64
+            })
+            .gauge("etcd_debugging_mvcc_watcher_total", "Watchers on all streams.", |s| {
+                s.reads().kv().watch_figures().watchers() as f64
+            })
+            .gauge("etcd_debugging_mvcc_slow_watcher_total", "Watchers that read history to catch up.", |s| {
+                s.reads().kv().watch_figures().slow_watchers() as f64
+            })
+            .counter("etcd_debugging_mvcc_events_total", "Events sent to watchers.", |s| {
+                s.reads().kv().watch_figures().events()
+            })
+            .gauge("etcd_debugging_mvcc_pending_events_total", "Events taken up for watchers and not sent yet.", |s| {
+                s.reads().kv().watch_figures().pending_events() as f64
+            })
             .gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes that the database takes.", |s| {
                 s.sizes.allocated.load(Relaxed) as f64
             })

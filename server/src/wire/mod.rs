@@ -11,13 +11,16 @@
 
 mod base64;
 mod convert;
+mod objects;
 mod read;
 mod request;
 pub(crate) mod response;
 mod syntax;
+pub(crate) mod watch;
 mod write;
 
 pub(crate) use convert::{delete_range, put, range, txn};
+pub(crate) use objects::Objects;
 pub(crate) use read::DecodeError;
 pub(crate) use request::{
     AlarmMessage, CompactionMessage, CompareMessage, DeleteRangeMessage, EmptyMessage, Figure, HashKvMessage,
@@ -25,3 +28,4 @@ pub(crate) use request::{
     TransferMessage, TxnMessage, decode, reads_are_serializable,
 };
 pub(crate) use response::{Header, Identity, Member, Members, RangeWriter, Status};
+pub(crate) use watch::{WatchCreateMessage, WatchFields, WatchMessage};

@@ -39,11 +39,16 @@ impl Header<'_> {
     /// The beginning of a response, with room for `capacity` bytes in all.
     fn begin(&self, capacity: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(capacity + HEADER_BYTES);
-        out.extend_from_slice(&self.identity.json);
-        write::signed(&mut out, ",\"revision\":\"", self.revision);
-        write::unsigned(&mut out, ",\"raft_term\":\"", self.term);
-        out.push(b'}');
+        self.append(&mut out);
         out
+    }
+
+    /// Appends the beginning of a response.
+    pub(crate) fn append(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.identity.json);
+        write::signed(out, ",\"revision\":\"", self.revision);
+        write::unsigned(out, ",\"raft_term\":\"", self.term);
+        out.push(b'}');
     }
 }
 
@@ -198,6 +203,18 @@ pub(crate) fn hash_kv(header: &Header<'_>, hashed: &HashKv) -> Vec<u8> {
     write::signed(&mut out, ",\"hash_revision\":\"", hashed.hash_revision);
     out.push(b'}');
     out
+}
+
+/// Appends one record.
+pub(crate) fn record(out: &mut Vec<u8>, record: &Record) {
+    kv(out, record);
+}
+
+/// An error in the midst of a stream: a line of its own, the last.
+pub(crate) fn stream_error(out: &mut Vec<u8>, failure: &ApiError) {
+    out.extend_from_slice(b"{\"error\":");
+    out.extend_from_slice(&error(failure));
+    out.extend_from_slice(b"}\n");
 }
 
 /// The body of an error: the keys of both gateway generations, and whether a write may have happened after all.

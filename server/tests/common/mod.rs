@@ -15,6 +15,7 @@ use tempfile::TempDir;
 pub mod cluster;
 pub mod grpc;
 pub mod ports;
+pub mod watch;
 
 /// How long anything may take before a test gives up. Nothing waits for it when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,108 @@
+//! Clients that ask for much: thousands of streams, none of which may cost anything while nothing happens, and clients
+//! that do not read.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::Write;
+use std::net::TcpStream;
+
+use common::cluster::eventually;
+use common::grpc::{block_on, pb};
+use common::watch::JsonWatch;
+use common::{Tally, base64, directory, start};
+use serde_json::json;
+use tokio_stream::StreamExt as _;
+
+const STREAMS: usize = 10_000;
+const CONNECTIONS: usize = 10;
+
+fn resident_bytes(tally: &Tally) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", tally.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn ten_thousand_idle_streams_cost_little_memory_and_nothing_per_put() {
+    let directory = directory();
+    let tally = start(directory.path());
+    tally.put("warm", "up");
+    let before = resident_bytes(&tally);
+    block_on(async {
+        let mut streams = Vec::new();
+        for connection in 0..CONNECTIONS {
+            let client = pb::watch_client::WatchClient::new(tally.channel());
+            for number in 0..STREAMS / CONNECTIONS {
+                let key = format!("idle/{connection}/{number}");
+                let create = pb::WatchCreateRequest { key: key.into(), ..Default::default() };
+                let union = pb::watch_request::RequestUnion::CreateRequest(create);
+                let request = pb::WatchRequest { request_union: Some(union) };
+                let requests = tokio_stream::once(request).chain(tokio_stream::pending());
+                let mut responses = client.clone().watch(requests).await.unwrap().into_inner();
+                assert!(responses.message().await.unwrap().unwrap().created);
+                streams.push(responses);
+            }
+        }
+        let each = resident_bytes(&tally).saturating_sub(before) / STREAMS as u64;
+        println!("{each} bytes for each idle stream");
+        assert!(each < 16 * 1024, "{each} bytes for each stream");
+        assert_eq!(tally.metric("etcd_debugging_mvcc_watch_stream_total"), STREAMS as f64);
+        for number in 0..100 {
+            tally.put("other", &number.to_string());
+        }
+        assert_eq!(tally.metric("etcd_debugging_mvcc_events_total"), 0.0);
+        // Each is there all the same.
+        tally.put("idle/3/7", "1");
+        let event = streams[3 * STREAMS / CONNECTIONS + 7].message().await.unwrap().unwrap();
+        assert_eq!(event.events.len(), 1);
+        drop(streams);
+    });
+    eventually("the streams are gone", || {
+        (tally.metric("etcd_debugging_mvcc_watch_stream_total") == 0.0).then_some(())
+    });
+}
+
+#[test]
+fn a_client_that_never_reads_costs_bounded_memory_and_disturbs_nobody() {
+    let directory = directory();
+    let tally = start(directory.path());
+    // Watches everything, and reads nothing of it.
+    let mut deaf = TcpStream::connect(&tally.address).unwrap();
+    let body = json!({"create_request": {"key": base64("\0"), "range_end": base64("\0")}}).to_string();
+    let head = format!("POST /v3/watch HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    deaf.write_all(head.as_bytes()).unwrap();
+    eventually("it watches", || (tally.metric("etcd_debugging_mvcc_watcher_total") == 1.0).then_some(()));
+    let mut reads = JsonWatch::on(&tally.address, json!({"key": base64("k"), "range_end": base64("l")}));
+    let value = "v".repeat(32 * 1024);
+    let mut put = |from: usize, count: usize| {
+        for number in from..from + count {
+            tally.put(&format!("k{}", number % 10), &value);
+            assert_eq!(reads.changes(1).len(), 1);
+        }
+    };
+    put(0, 1_000);
+    let before = resident_bytes(&tally);
+    put(1_000, 3_000);
+    let grown = resident_bytes(&tally).saturating_sub(before);
+    // 94 MiB went by. The database itself takes some.
+    assert!(grown < 160 << 20, "{} MiB more", grown >> 20);
+    drop(deaf);
+    eventually("it is gone", || (tally.metric("etcd_debugging_mvcc_watcher_total") == 1.0).then_some(()));
+}
+
+#[test]
+fn a_client_that_asks_and_never_reads_is_not_listened_to_any_more() {
+    let directory = directory();
+    let tally = start(directory.path());
+    let mut asks = TcpStream::connect(&tally.address).unwrap();
+    asks.set_write_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+    asks.write_all(b"POST /v3/watch HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    let request = json!({"create_request": {"key": base64("k"), "range_end": base64("a")}}).to_string().repeat(1_000);
+    let chunk = format!("{:x}\r\n{request}\r\n", request.len());
+    // What it can send is what the buffers on the way hold, not what the server remembers.
+    let sent = (0..100_000).take_while(|_| asks.write_all(chunk.as_bytes()).is_ok()).count();
+    assert!(sent < 100_000);
+    assert!(resident_bytes(&tally) < 512 << 20);
+    assert_eq!(tally.put("k", "1"), 2);
+}

@@ -443,6 +443,7 @@ fn http2(config: &Config) -> Http2 {
         streams_max: config.max_concurrent_streams,
         ping_interval: config.http2_ping_interval,
         ping_timeout: config.http2_ping_timeout,
+        client_ping_interval_min: config.http2_client_ping_interval_min,
     }
 }
 

@@ -152,7 +152,7 @@ pub(crate) enum ApiError {
     #[error("etcdserver: corrupt cluster")]
     CorruptCluster,
     /// The client's deadline is over.
-    #[error("etcdserver: context deadline exceeded")]
+    #[error("context deadline exceeded")]
     DeadlineExceeded(Effect),
     #[error("etcdserver: request canceled")]
     Canceled,

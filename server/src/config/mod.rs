@@ -239,6 +239,8 @@ pub struct Config {
     pub http2_ping_timeout: Duration,
     /// Time between two notes on progress to a watch that asked for them, before a tenth that is added by chance.
     pub watch_progress_notify_interval: Duration,
+    /// Shortest time between two HTTP/2 pings of a client; zero for as many as it likes.
+    pub http2_client_ping_interval_min: Duration,
     /// Set SO_REUSEPORT on listeners.
     pub socket_reuse_port: bool,
     /// What automatic compaction keeps.

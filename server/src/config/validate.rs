@@ -74,6 +74,7 @@ impl Config {
             http2_ping_interval: values.duration("grpc-keepalive-interval"),
             http2_ping_timeout: values.duration("grpc-keepalive-timeout"),
             watch_progress_notify_interval: progress_interval(values.duration("watch-progress-notify-interval")),
+            http2_client_ping_interval_min: values.duration("grpc-keepalive-min-time"),
             socket_reuse_port: values.bool("socket-reuse-port"),
             auto_compaction: auto_compaction(&values)?,
             auto_compaction_check_ms: REVISION_CHECK_MS,

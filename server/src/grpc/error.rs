@@ -33,7 +33,8 @@ pub(crate) enum ProtocolError {
     /// The request ended inside a message.
     #[error("unexpected EOF")]
     Truncated,
-    #[error("cardinality violation: received no request message from non-client-streaming RPC")]
+    /// The request ended before a message, or inside of what stands before it.
+    #[error("EOF")]
     NoMessage,
     #[error("grpc: error unmarshalling request: {0}")]
     Undecodable(#[from] prost::DecodeError),
@@ -56,9 +57,8 @@ impl ProtocolError {
             | Self::Timeout { .. }
             | Self::Compressed
             | Self::PayloadFormat { .. }
-            | Self::Truncated
-            | Self::NoMessage
             | Self::Undecodable(_) => Code::Internal,
+            Self::Truncated | Self::NoMessage => Code::Unknown,
             Self::AnswerTooLarge { .. } => Code::ResourceExhausted,
         }
     }

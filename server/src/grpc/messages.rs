@@ -63,6 +63,7 @@ impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
                 // The client has reset the stream, or is gone.
                 Some(Err(_)) => return Poll::Ready(Err(ApiError::Canceled)),
                 None if self.available() == 0 => return Poll::Ready(Ok(None)),
+                None if self.available() < PREFIX_BYTES => return Poll::Ready(Err(ProtocolError::NoMessage.into())),
                 None => return Poll::Ready(Err(ProtocolError::Truncated.into())),
             }
         }
@@ -166,7 +167,7 @@ mod tests {
         );
         assert_eq!(wrong(&[b"\x02\0\0\0\0"], None), "grpc: received unexpected payload format 2");
         assert_eq!(wrong(&[b"\0\0\0\0\x02a"], None), "unexpected EOF");
-        assert_eq!(wrong(&[b"\0\0"], None), "unexpected EOF");
+        assert_eq!(wrong(&[b"\0\0"], None), "EOF");
         // The flag alone does not matter if the message is not compressed.
         assert_eq!(read(&[&framed(b"1")], 4, Some("gzip")), (vec!["1".into()], None));
     }

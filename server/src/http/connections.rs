@@ -104,6 +104,8 @@ pub(super) struct Connection {
     requests: AtomicU32,
     handling: AtomicU32,
     open: AtomicU32,
+    /// Something has been sent to the client since it was last asked.
+    answered: AtomicBool,
     streamed_bodies: bool,
 }
 
@@ -142,6 +144,23 @@ impl Connection {
         if self.write_blocked.load(Relaxed) == progressed {
             self.write_blocked.store(!progressed, Relaxed);
         }
+    }
+
+    /// A part of a response has been made.
+    pub(super) fn on_answer(&self) {
+        if !self.answered.load(Relaxed) {
+            self.answered.store(true, Relaxed);
+        }
+    }
+
+    /// Whether anything has been answered since this was last asked.
+    pub(super) fn was_answered(&self) -> bool {
+        self.answered.swap(false, Relaxed)
+    }
+
+    /// Whether no request is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.load(Relaxed) == 0
     }
 
     /// A request's head is complete. The guard ends the request.
@@ -200,8 +219,14 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// A part of the response has been made.
+    pub(super) fn answer(&self) {
+        self.connection.on_answer();
+    }
+
     /// The response begins.
     pub(super) fn respond(&mut self) {
+        self.answer();
         if std::mem::take(&mut self.handling) {
             self.connection.handling.fetch_sub(1, Relaxed);
         }

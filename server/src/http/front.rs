@@ -144,14 +144,14 @@ fn with_cors(mut response: Response<Body>, origin: Option<HeaderValue>) -> Respo
 /// A response's body that ends its request when it has been sent, or given up.
 pub(super) struct Tracked {
     body: Form,
-    _open: Open,
+    open: Open,
 }
 
 impl Tracked {
     /// The response begins.
     fn new(body: Form, mut open: Open) -> Tracked {
         open.respond();
-        Tracked { body, _open: open }
+        Tracked { body, open }
     }
 }
 
@@ -165,10 +165,14 @@ impl HttpBody for Tracked {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        match &mut self.body {
+        let frame = match &mut self.body {
             Form::Plain(body) => Pin::new(body).poll_frame(cx),
             Form::Grpc(reply) => Pin::new(reply).poll_frame(cx).map_err(axum::Error::new),
+        };
+        if frame.is_ready() {
+            self.open.answer();
         }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

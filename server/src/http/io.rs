@@ -4,10 +4,12 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connections::Connection;
+use super::pings::{FAREWELL, Frames, Judge, is_ping};
 
 /// How every HTTP/2 connection begins, and no HTTP/1.1 request.
 const HTTP2_BEGINS: &[u8] = b"PRI";
@@ -17,11 +19,71 @@ pub(super) struct Reporting<S> {
     connection: Arc<Connection>,
     /// Whether the first bytes have been seen, and what they said.
     http2: Option<bool>,
+    pings: Option<Box<Pings>>,
+}
+
+/// Watches over a client's pings.
+struct Pings {
+    read: Frames,
+    written: Frames,
+    judge: Judge,
+    /// What of the farewell is still to be written, once the client has to go.
+    farewell: Option<&'static [u8]>,
 }
 
 impl<S> Reporting<S> {
-    pub(super) fn new(socket: S, connection: Arc<Connection>) -> Self {
-        Reporting { socket, connection, http2: None }
+    /// Over HTTP/2 the client may ping every `ping_interval_min`, or as often as it likes.
+    pub(super) fn new(socket: S, connection: Arc<Connection>, ping_interval_min: Option<Duration>) -> Self {
+        let pings = ping_interval_min.map(|interval_min| {
+            let (read, written) = (Frames::of_client(), Frames::default());
+            Box::new(Pings { read, written, judge: Judge::new(interval_min), farewell: None })
+        });
+        Reporting { socket, connection, http2: None, pings }
+    }
+
+    fn has_read(&mut self, new: &[u8]) {
+        let http2 = *self.http2.get_or_insert_with(|| new.starts_with(HTTP2_BEGINS));
+        self.connection.on_read(http2);
+        if !http2 {
+            self.pings = None;
+        }
+        let Some(pings) = &mut self.pings else { return };
+        let Pings { read, judge, farewell, .. } = &mut **pings;
+        read.pass(new, |kind, flags| {
+            if is_ping(kind, flags)
+                && judge.is_too_much(Instant::now(), self.connection.was_answered(), self.connection.is_idle())
+            {
+                farewell.get_or_insert(FAREWELL);
+            }
+        });
+    }
+
+    fn has_written(&mut self, written: &[io::IoSlice<'_>], result: &Poll<io::Result<usize>>) {
+        self.connection.on_write(result.is_ready());
+        if let (Some(pings), Poll::Ready(Ok(bytes))) = (&mut self.pings, result) {
+            let mut left = *bytes;
+            for slice in written {
+                let part = left.min(slice.len());
+                pings.written.pass(&slice[..part], |_, _| ());
+                left -= part;
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Reporting<S> {
+    /// Says farewell to a client that has to go, between two frames; `Ready` is the end.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Option<Poll<io::Error>> {
+        let pings = self.pings.as_mut()?;
+        let farewell = pings.farewell.as_mut().filter(|_| pings.written.is_between())?;
+        while !farewell.is_empty() {
+            match Pin::new(&mut self.socket).poll_write(cx, farewell) {
+                Poll::Ready(Ok(bytes)) => *farewell = &farewell[bytes..],
+                Poll::Ready(Err(error)) => return Some(Poll::Ready(error)),
+                Poll::Pending => return Some(Poll::Pending),
+            }
+        }
+        Some(Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the client pings too often")))
     }
 }
 
@@ -31,24 +93,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
         ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
         let new = &buf.filled()[before..];
         if !new.is_empty() {
-            let http2 = *self.http2.get_or_insert_with(|| new.starts_with(HTTP2_BEGINS));
-            self.connection.on_read(http2);
+            self.has_read(new);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> Reporting<S> {
-    fn report(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.connection.on_write(result.is_ready());
-        result
-    }
-}
-
 impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.socket).poll_write(cx, bytes);
-        self.report(result)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -56,8 +109,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(ended) = self.poll_farewell(cx) {
+            return ended.map(Err);
+        }
         let result = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
-        self.report(result)
+        self.has_written(slices, &result);
+        result
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -4,15 +4,19 @@ mod connections;
 mod front;
 mod io;
 mod listener;
+mod pings;
+mod streams;
 mod takeover;
 
+use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -22,6 +26,7 @@ pub(crate) use front::Front;
 pub use listener::BindError;
 use listener::ListenSocket;
 pub(crate) use listener::{Bound, Listener};
+use streams::Executor;
 pub(crate) use takeover::Takeover;
 
 /// Pause after a connection could not be accepted, for example because no file descriptor was left.
@@ -38,11 +43,21 @@ const PEER_STREAMS_MAX: u32 = 64;
 const PEER_PING_INTERVAL: Duration = Duration::from_secs(10);
 const PEER_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Requests that a client may have canceled before they were looked at: many of its calls may end in the same moment.
+const CANCELED_MAX: usize = 1_000;
+
 /// What the listeners of a server share.
 #[derive(Clone)]
 pub(crate) struct Http {
-    builder: Arc<Builder<TokioExecutor>>,
+    settings: Settings,
     connections: Arc<Connections>,
+}
+
+/// How connections are spoken on.
+#[derive(Clone, Copy)]
+enum Settings {
+    Clients(Http2),
+    Peers,
 }
 
 /// What clients may do over HTTP/2.
@@ -52,25 +67,18 @@ pub(crate) struct Http2 {
     /// Zero for no pings.
     pub(crate) ping_interval: Duration,
     pub(crate) ping_timeout: Duration,
+    /// Between two pings of a client; zero for as many as it likes.
+    pub(crate) client_ping_interval_min: Duration,
 }
 
 impl Http {
     pub(crate) fn new(connections: Arc<Connections>, http2: Http2) -> Http {
-        let builder = builder(connections.limits().head_bytes_max, http2);
-        Http { builder: Arc::new(builder), connections }
+        Http { settings: Settings::Clients(http2), connections }
     }
 
     /// For other members: room for a link that is fast and long.
     pub(crate) fn for_peers(connections: Arc<Connections>) -> Http {
-        let http2 =
-            Http2 { streams_max: PEER_STREAMS_MAX, ping_interval: PEER_PING_INTERVAL, ping_timeout: PEER_PING_TIMEOUT };
-        let mut builder = builder(connections.limits().head_bytes_max, http2);
-        builder
-            .http2()
-            .initial_stream_window_size(PEER_STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(PEER_CONNECTION_WINDOW_BYTES)
-            .max_frame_size(PEER_FRAME_BYTES);
-        Http { builder: Arc::new(builder), connections }
+        Http { settings: Settings::Peers, connections }
     }
 
     /// Accepts connections until dropped.
@@ -101,25 +109,37 @@ impl Http {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         if let Some(place) = self.connections.admit() {
-            tokio::spawn(connection(Arc::clone(&self.builder), socket, Arc::clone(front), place));
+            let head_bytes_max = self.connections.limits().head_bytes_max;
+            tokio::spawn(connection(self.settings, head_bytes_max, socket, Arc::clone(front), place));
         }
     }
 }
 
-fn builder(head_bytes_max: usize, http2: Http2) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    // Timeouts are kept by `connections`: hyper's own would also cut idle connections off after 30 seconds.
-    // Flushes are not held back for pipelined requests (`pipeline_flush`): with that, hyper buffers a streamed response for
-    // a client that does not read without any bound.
-    builder.http1().header_read_timeout(None).max_buf_size(head_bytes_max);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(http2.streams_max)
-        .keep_alive_interval(Some(http2.ping_interval).filter(|interval| !interval.is_zero()))
-        .keep_alive_timeout(http2.ping_timeout)
-        .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX));
-    builder
+impl Settings {
+    fn builder(self, executor: Executor, head_bytes_max: usize) -> Builder<Executor> {
+        let mut builder = Builder::new(executor);
+        // Timeouts are kept by `connections`: hyper's own would also cut idle connections off after 30 seconds.
+        // Flushes are not held back for pipelined requests (`pipeline_flush`): with that, hyper buffers a streamed response
+        // for a client that does not read without any bound.
+        builder.http1().header_read_timeout(None).max_buf_size(head_bytes_max);
+        let mut http2 = builder.http2();
+        http2.timer(TokioTimer::new()).max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX));
+        match self {
+            Settings::Clients(clients) => http2
+                .max_concurrent_streams(clients.streams_max)
+                .keep_alive_interval(Some(clients.ping_interval).filter(|interval| !interval.is_zero()))
+                .keep_alive_timeout(clients.ping_timeout)
+                .max_pending_accept_reset_streams(CANCELED_MAX),
+            Settings::Peers => http2
+                .max_concurrent_streams(PEER_STREAMS_MAX)
+                .keep_alive_interval(PEER_PING_INTERVAL)
+                .keep_alive_timeout(PEER_PING_TIMEOUT)
+                .initial_stream_window_size(PEER_STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(PEER_CONNECTION_WINDOW_BYTES)
+                .max_frame_size(PEER_FRAME_BYTES),
+        };
+        builder
+    }
 }
 
 async fn pause(error: std::io::Error) {
@@ -133,21 +153,38 @@ async fn pause(error: std::io::Error) {
     }
 }
 
-async fn connection<S>(builder: Arc<Builder<TokioExecutor>>, socket: S, front: Arc<Front>, place: Place)
+async fn connection<S>(settings: Settings, head_bytes_max: usize, socket: S, front: Arc<Front>, place: Place)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let shared = Arc::clone(&place.connection);
     let place = Arc::new(place);
     let service = service_fn(move |request| Arc::clone(&front).call(request, Arc::clone(&place)));
-    let io = TokioIo::new(io::Reporting::new(socket, Arc::clone(&shared)));
+    let (local, mut streams) = Executor::for_connection();
+    let (executor, pings) = match settings {
+        Settings::Clients(http2) => (local, Some(http2.client_ping_interval_min).filter(|min| !min.is_zero())),
+        Settings::Peers => (Executor::Tasks, None),
+    };
+    let io = TokioIo::new(io::Reporting::new(socket, Arc::clone(&shared), pings));
+    let builder = settings.builder(executor, head_bytes_max);
     // A connection that is taken over ends here and goes on elsewhere: see `Takeover`.
     let mut http = pin!(builder.serve_connection_with_upgrades(io, service));
     loop {
+        let served = poll_fn(|cx| {
+            loop {
+                if http.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                if !streams.poll(cx) {
+                    return Poll::Pending;
+                }
+                // What they have answered is written now, all of it together.
+            }
+        });
         let ordered = tokio::select! {
             biased;
             // Whatever went wrong is the client's doing: it closed, or spoke no HTTP.
-            _ = http.as_mut() => return,
+            () = served => return,
             () = shared.wake.notified() => shared.order(),
         };
         match ordered {

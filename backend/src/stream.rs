@@ -29,6 +29,8 @@ const FRAME_BYTES: u64 = 12;
 const DATA_BYTES: u64 = 12;
 /// Bytes of a file in one frame.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of a file that are written before they are synced: whoever shares the disk never waits behind more.
+const SYNC_BYTES: u64 = 8 << 20;
 
 const KIND_MANIFEST: u32 = 1;
 const KIND_DATA: u32 = 2;
@@ -296,7 +298,7 @@ fn receive_file<R: Read>(
 ) -> Result<(), ExportError> {
     let path: PathBuf = directory.join(&entry.name);
     let mut file = File::create_new(&path).map_err(FileError::on("create", &path))?;
-    let (mut offset, mut digest) = (0, checksum::digest());
+    let (mut offset, mut unsynced, mut digest) = (0, 0, checksum::digest());
     while offset < entry.bytes {
         let data = frames.data(index, offset)?;
         if data.len() as u64 > entry.bytes - offset {
@@ -306,6 +308,11 @@ fn receive_file<R: Read>(
         file.write_all(data).map_err(FileError::on("write", &path))?;
         digest.update(data);
         offset += data.len() as u64;
+        unsynced += data.len() as u64;
+        if unsynced >= SYNC_BYTES {
+            file.sync_data().map_err(FileError::on("sync", &path))?;
+            unsynced = 0;
+        }
         failpoints.pass(Step::FrameReceived, &path).map_err(FileError::on("write", &path))?;
     }
     if digest.finalize() != entry.crc32c {

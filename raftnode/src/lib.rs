@@ -38,6 +38,7 @@
 //! ```
 
 mod ask;
+mod background;
 mod barrier;
 mod cluster;
 mod codec;

@@ -113,6 +113,9 @@ impl Node {
     pub async fn start(config: Config, storage: Storage) -> Result<Node, StartError> {
         let Started { raft, net, shared, waiting, again, log, machine, live, lock } = start(&config, storage).await?;
         let member_id = config.member_id;
+        for member in effective_members(&raft) {
+            net.set_addresses(member.id, &member.peer_urls);
+        }
         let (stop_proposals, stop) = (watch::Sender::new(false), watch::Sender::new(false));
         let election_timeout = Duration::from_millis(config.election_ms);
         let leadership = Leadership::follow(&raft, net.clone(), member_id, election_timeout);
@@ -187,7 +190,7 @@ impl Node {
             removed: Arc::clone(&removed),
             twin: Mutex::default(),
         }));
-        tokio::spawn(policy::run(config, raft.clone(), Arc::clone(&shared), raised(stop.subscribe())));
+        tokio::spawn(policy::run(config, raft.clone(), net.clone(), Arc::clone(&shared), raised(stop.subscribe())));
         let inner = Inner {
             member_id,
             raft,
@@ -220,6 +223,8 @@ impl Node {
     /// # Errors
     /// The fatal error, if the node fails, or [`BarrierError::Stopped`].
     pub async fn ready(&self) -> Result<(), BarrierError> {
+        let others = self.members().into_iter().map(|member| member.id).filter(|id| *id != self.inner.member_id);
+        self.inner.net.knock(others);
         loop {
             match self.read_barrier().await {
                 Ok(_) => return Ok(()),

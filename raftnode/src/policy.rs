@@ -3,6 +3,9 @@
 //! A snapshot is a flush of the store: it costs table files that have to be merged later. Entries alone say little (ten
 //! thousand small puts are a sixth of a second at full speed), so bytes or time have to agree. openraft then drops the
 //! log up to `catchup_entries` behind what is durable, never more.
+//!
+//! **Invariant.** While a snapshot is being sent, the log keeps what comes after it, up to `snapshot_bytes_max`: else a
+//! member that takes long to receive one would need the next one as soon as it has it, for ever.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::config::Config;
 use crate::node::RaftHandle;
+use crate::peer::Net;
 use crate::progress::Shared;
 
 /// How often the rule below is looked at.
@@ -23,6 +27,8 @@ pub(crate) struct Since {
     pub(crate) entries: u64,
     pub(crate) bytes: u64,
     pub(crate) elapsed: Duration,
+    /// A snapshot is on its way to a member, which will need the log that comes after it.
+    pub(crate) sending: bool,
 }
 
 /// Whether a snapshot is due.
@@ -30,11 +36,17 @@ pub(crate) fn is_due(config: &Config, since: Since) -> bool {
     let worth_it =
         since.bytes >= config.snapshot_bytes_min || since.elapsed >= Duration::from_millis(config.snapshot_interval_ms);
     let many = since.entries >= config.snapshot_count;
-    since.entries > 0 && ((many && worth_it) || since.bytes >= config.snapshot_bytes_max)
+    since.entries > 0 && ((many && worth_it && !since.sending) || since.bytes >= config.snapshot_bytes_max)
 }
 
 /// Asks for snapshots until `stop` resolves.
-pub(crate) async fn run(config: Config, raft: RaftHandle, shared: Arc<Shared>, stop: impl Future<Output = ()>) {
+pub(crate) async fn run(
+    config: Config,
+    raft: RaftHandle,
+    net: Net,
+    shared: Arc<Shared>,
+    stop: impl Future<Output = ()>,
+) {
     let ask = async {
         let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -46,6 +58,7 @@ pub(crate) async fn run(config: Config, raft: RaftHandle, shared: Arc<Shared>, s
                 entries: shared.applied.get().saturating_sub(shared.durable.load(Ordering::Acquire)),
                 bytes: bytes_now - bytes_then,
                 elapsed: asked_at.elapsed(),
+                sending: net.is_sending_snapshots(),
             };
             if is_due(&config, since) {
                 // A request made while another snapshot is being built is dropped; the rule asks again later.
@@ -67,7 +80,8 @@ mod tests {
     use super::*;
 
     fn due(entries: u64, bytes: u64, seconds: u64) -> bool {
-        is_due(&Config::default(), Since { entries, bytes, elapsed: Duration::from_secs(seconds) })
+        let elapsed = Duration::from_secs(seconds);
+        is_due(&Config::default(), Since { entries, bytes, elapsed, sending: false })
     }
 
     #[test]
@@ -83,5 +97,14 @@ mod tests {
         assert!(!due(100, 255 << 20, 3_600));
         assert!(due(100, 256 << 20, 1));
         assert!(!due(0, 1 << 40, 3_600));
+    }
+
+    #[test]
+    fn the_log_waits_for_a_snapshot_under_way_but_not_without_a_bound() {
+        let since = |bytes, sending| Since { entries: 50_000, bytes, elapsed: Duration::from_secs(60), sending };
+        let due = |since| is_due(&Config::default(), since);
+        assert!(due(since(255 << 20, false)));
+        assert!(!due(since(255 << 20, true)));
+        assert!(due(since(256 << 20, true)));
     }
 }

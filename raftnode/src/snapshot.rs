@@ -19,6 +19,7 @@ use openraft::storage::RaftSnapshotBuilder;
 use tally_apply::{Applier, Reads};
 use tally_backend::{Applied, Backend, Export};
 
+use crate::background;
 use crate::codec::{CodecError, decode_in_force};
 use crate::fatal::FatalError;
 use crate::progress::Shared;
@@ -114,8 +115,8 @@ pub(crate) enum InstallError {
     Position { found: u64, announced: u64 },
     #[error("the position of the snapshot cannot be marked")]
     Mark(#[from] MarkError),
-    #[error("the task that installs it ended by a panic")]
-    Task,
+    #[error(transparent)]
+    Thread(#[from] background::Ended),
 }
 
 /// Where exports are put while they are sent, or before they are installed: beside the store, on the same disk.

@@ -15,6 +15,7 @@ use tally_apply::{Applier, Body, Committed, Outcome, Reads};
 use tally_backend::Backend;
 use tokio::sync::oneshot;
 
+use crate::background;
 use crate::codec::decode_in_force;
 use crate::command::Stamp;
 use crate::config::ApplyLimits;
@@ -156,10 +157,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Checkpoint) -> Result<(), io::Error> {
         let announced = meta.last_log_id.map_or(0, |id| log_index(id.index));
         let (backend, kv) = (self.live.load().backend.clone(), self.kv.clone());
-        // Copying and checking a whole state takes as long as it takes: not on a thread that serves requests.
-        let installed = tokio::task::spawn_blocking(move || install(&backend, &snapshot, announced, kv)).await;
+        let work = move || install(&backend, &snapshot, announced, kv);
+        let installed = background::run("tally-install", work).await;
         let (backend, applier, reads) = installed
-            .unwrap_or(Err(InstallError::Task))
+            .unwrap_or_else(|ended| Err(InstallError::Thread(ended)))
             .map_err(|error| self.fail(FatalError::Install(Arc::new(error))))?;
         // Readers first: watchers look for the new store as soon as the writer of the old one is gone.
         self.live.store(Arc::new(Live { backend, reads }));

@@ -74,6 +74,10 @@ impl Reader {
     /// its checksum.
     pub fn read(&self, range: Range<LogIndex>, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
         let plan = self.plan(range, bytes_max)?;
+        if plan.spans.is_empty() {
+            // The plan has kept to the limit.
+            return Ok(plan.memory);
+        }
         let mut entries = Vec::with_capacity(plan.spans.iter().map(|span| span.offsets.len()).sum());
         let mut left = bytes_max;
         for span in &plan.spans {

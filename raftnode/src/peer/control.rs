@@ -131,6 +131,16 @@ impl Control {
     }
 }
 
+/// Opens the channel to a peer, so that it knows at once that this member is there, and need not wait until it would have
+/// tried again by itself. If it cannot be reached, it will be its turn.
+pub(super) async fn knock(net: &Net, to: u64) {
+    let peer = net.peer(to);
+    tokio::select! {
+        () = net.closed() => {}
+        _ = peer.control.channel(net, &peer) => {}
+    }
+}
+
 /// One call: a request of kind `ask`, and the body of the answer, which must be of kind `answer`.
 async fn call(
     net: &Net,

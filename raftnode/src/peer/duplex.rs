@@ -14,7 +14,7 @@ use super::complaints::Complaint;
 use super::connect::{ConnectError, Connection, connect};
 use super::frame::{Address, Frame, Kind, encode};
 use super::hello::{Greeting, GreetingError, Hello, Verdict, greeting, refused_here, reject};
-use super::inbound::{Inbound, InboundError};
+use super::inbound::{Inbound, next_from, not_understood};
 use super::net::Net;
 use super::observer::NetworkEvent;
 use super::outgoing::outgoing;
@@ -225,33 +225,11 @@ impl Sending {
 impl Receiving {
     /// The next frame, or none when the channel has ended. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Frame> {
-        match self.inbound.next().await {
-            Ok(frame) if frame.kind == Kind::Reject => {
-                match Verdict::decode(frame.body) {
-                    Ok(verdict) => refused_here(&self.net, self.peer.id, verdict),
-                    Err(error) => self.broken(&error),
-                }
-                None
-            }
-            Ok(frame) => {
-                self.peer.heard(frame.bytes());
-                Some(frame)
-            }
-            Err(InboundError::Frame(error)) => {
-                self.complain(&error);
-                None
-            }
-            Err(InboundError::Broken(_) | InboundError::Ended) => None,
-        }
+        next_from(&self.net, &self.peer, &mut self.inbound).await
     }
 
     /// A body could not be read: the channel is to be given up.
     pub(super) fn broken(&self, error: &CodecError) {
-        self.complain(error);
-    }
-
-    fn complain(&self, error: &dyn std::fmt::Display) {
-        self.net.inner.complaints.make(Complaint::BadFrame, self.peer.id, error);
-        self.peer.observe(NetworkEvent::ReceiveFailed { from: self.peer.id });
+        not_understood(&self.net, &self.peer, error);
     }
 }

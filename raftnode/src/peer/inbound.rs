@@ -1,12 +1,18 @@
 //! The receiving half of a channel: frames out of the body of a request or of a response.
 
+use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
 
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 
-use super::frame::{Address, Decoder, Frame, FrameError, Limits};
+use super::complaints::Complaint;
+use super::frame::{Address, Decoder, Frame, FrameError, Kind, Limits};
+use super::hello::{Verdict, refused_here};
+use super::net::Net;
+use super::observer::NetworkEvent;
+use super::peers::Peer;
 
 /// Reads frames.
 pub(super) struct Inbound {
@@ -68,4 +74,33 @@ impl Inbound {
     pub(super) fn into_raw(self) -> (Bytes, Body) {
         (self.decoder.into_rest(), self.body.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The next frame of a peer that is known, on either side of a channel: none when the channel has ended, or must be
+/// ended. Cancel safe.
+pub(super) async fn next_from(net: &Net, peer: &Peer, inbound: &mut Inbound) -> Option<Frame> {
+    match inbound.next().await {
+        Ok(frame) if frame.kind == Kind::Reject => {
+            match Verdict::decode(frame.body) {
+                Ok(verdict) => refused_here(net, peer.id, verdict),
+                Err(error) => not_understood(net, peer, &error),
+            }
+            None
+        }
+        Ok(frame) => {
+            peer.heard(frame.bytes());
+            Some(frame)
+        }
+        Err(InboundError::Frame(error)) => {
+            not_understood(net, peer, &error);
+            None
+        }
+        Err(InboundError::Broken(_) | InboundError::Ended) => None,
+    }
+}
+
+/// Logs, once per peer, that what it sent could not be understood.
+pub(super) fn not_understood(net: &Net, peer: &Peer, detail: &dyn Display) {
+    net.inner.complaints.make(Complaint::BadFrame, peer.id, detail);
+    peer.observe(NetworkEvent::ReceiveFailed { from: peer.id });
 }

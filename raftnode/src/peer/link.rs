@@ -27,8 +27,9 @@ use crate::types::{Peer as PeerNode, RaftVote, Snapshot, TypeConfig};
 
 /// The first pause of a task that cannot reach its peer; doubled up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
-/// The longest pause: a peer that has come back is found after that.
-const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// The longest pause. Attempts to connect have a pause of their own ([`Peer::pause`]), which ends as soon as the peer
+/// shows that it is there; this one comes on top.
+const BACKOFF_MAX: Duration = Duration::from_millis(100);
 
 /// Makes the links.
 pub(crate) struct Transport {

@@ -1,7 +1,7 @@
 //! The node's side of the transport: one [`Net`] per process, shared by everything that speaks to peers.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -35,6 +35,8 @@ pub(super) struct Inner {
     pub(super) places: Arc<Semaphore>,
     /// A snapshot is being received.
     pub(super) receiving: AtomicBool,
+    /// Snapshots being sent.
+    pub(super) sending: AtomicUsize,
     host: RwLock<HostSlot>,
     peers: Mutex<BTreeMap<u64, Arc<Peer>>>,
     calls: AtomicU64,
@@ -57,6 +59,7 @@ impl Net {
             complaints: Complaints::default(),
             places: Arc::new(Semaphore::new(CHANNELS_MAX)),
             receiving: AtomicBool::new(false),
+            sending: AtomicUsize::new(0),
             host: RwLock::new(HostSlot::Unset),
             peers: Mutex::new(BTreeMap::new()),
             calls: AtomicU64::new(0),
@@ -95,6 +98,19 @@ impl Net {
     /// Where a member is reached from now on.
     pub(crate) fn set_addresses(&self, id: u64, urls: &[String]) {
         self.peer(id).set_urls(urls);
+    }
+
+    /// Shows those members that this one is there. Does not wait for them.
+    pub(crate) fn knock(&self, members: impl IntoIterator<Item = u64>) {
+        for to in members {
+            let net = self.clone();
+            tokio::spawn(async move { control::knock(&net, to).await });
+        }
+    }
+
+    /// Whether a snapshot is being sent to anybody.
+    pub(crate) fn is_sending_snapshots(&self) -> bool {
+        self.inner.sending.load(Ordering::Acquire) > 0
     }
 
     /// When anything last came from that member.

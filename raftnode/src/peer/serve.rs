@@ -15,10 +15,9 @@ use tokio::time::timeout;
 
 use super::complaints::Complaint;
 use super::frame::{Address, Frame, Kind, encode};
-use super::hello::{Greeting, GreetingError, Hello, Verdict, greeting, refused_here, reject};
-use super::inbound::{Inbound, InboundError};
+use super::hello::{Greeting, GreetingError, Hello, Verdict, greeting, reject};
+use super::inbound::{Inbound, InboundError, next_from, not_understood};
 use super::net::Net;
-use super::observer::NetworkEvent;
 use super::outgoing::outgoing;
 use super::peers::Peer;
 use super::{Host, calls, forward, messages, sessions, transfer};
@@ -164,29 +163,14 @@ impl Served {
         // Whoever waits to try to connect to it may try now.
         peer.is_there();
         out.send(Hello::own(net, &*host).frame(address)).await.ok()?;
+        // Consensus pauses by itself. It fails only if consensus has stopped, which is noticed elsewhere.
+        let _ = host.raft().trigger().reset_backoff([from]).await;
         Some(Served { net: net.clone(), host, peer, inbound, out, address, hello })
     }
 
     /// The next frame, or none when the channel has ended or must be ended. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Frame> {
-        match self.inbound.next().await {
-            Ok(frame) if frame.kind == Kind::Reject => {
-                match Verdict::decode(frame.body) {
-                    Ok(verdict) => refused_here(&self.net, self.peer.id, verdict),
-                    Err(error) => self.complain(&error),
-                }
-                None
-            }
-            Ok(frame) => {
-                self.peer.heard(frame.bytes());
-                Some(frame)
-            }
-            Err(InboundError::Frame(error)) => {
-                self.complain(&error);
-                None
-            }
-            Err(InboundError::Broken(_) | InboundError::Ended) => None,
-        }
+        next_from(&self.net, &self.peer, &mut self.inbound).await
     }
 
     /// Whether the other side must not take part any more; then it has been told.
@@ -202,8 +186,7 @@ impl Served {
 
     /// Logs, once per peer, that what it sent could not be understood.
     pub(super) fn complain(&self, detail: &dyn Display) {
-        self.net.inner.complaints.make(Complaint::BadFrame, self.peer.id, detail);
-        self.peer.observe(NetworkEvent::ReceiveFailed { from: self.peer.id });
+        not_understood(&self.net, &self.peer, detail);
     }
 }
 

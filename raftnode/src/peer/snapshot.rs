@@ -11,6 +11,7 @@
 use std::future::Future;
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes};
@@ -24,8 +25,10 @@ use super::duplex::{Duplex, Receiving, Sending};
 use super::frame::Kind;
 use super::net::Net;
 use super::observer::NetworkEvent;
+use super::outgoing::Task;
 use super::peers::Peer;
 use super::serve;
+use crate::background;
 use crate::codec::CodecError;
 use crate::snapshot::{Checkpoint, OwnedExport};
 use crate::types::{RaftVote, Snapshot, TypeConfig};
@@ -59,8 +62,26 @@ enum SendError {
     Unreachable { peer: u64, reason: String },
     #[error("member {peer:x} did not take the snapshot: {reason}")]
     Refused { peer: u64, reason: String },
-    #[error("the task that exports the snapshot has ended")]
-    Task,
+    #[error(transparent)]
+    Thread(#[from] background::Ended),
+}
+
+/// A snapshot that is being sent, counted as long as this lives.
+struct Counted {
+    net: Net,
+}
+
+impl Counted {
+    fn new(net: &Net) -> Counted {
+        net.inner.sending.fetch_add(1, Ordering::AcqRel);
+        Counted { net: net.clone() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.net.inner.sending.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Sends a snapshot and waits until it is in force there.
@@ -72,6 +93,7 @@ pub(super) async fn send(
     cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
 ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
     let began = Instant::now();
+    let _counted = Counted::new(net);
     peer.observe(NetworkEvent::SnapshotSendStarted { to: peer.id });
     let limit = net.inner.config.install_timeout;
     let sent = tokio::select! {
@@ -98,7 +120,7 @@ pub(super) async fn send(
                 SendError::Closed(closed) => closed.into(),
                 SendError::Deposed => ReplicationClosed::new(error).into(),
                 SendError::Refused { .. } | SendError::Unreachable { .. } => Unreachable::new(&error).into(),
-                SendError::Export(_) | SendError::Task => NetworkError::new(&error).into(),
+                SendError::Export(_) | SendError::Thread(_) => NetworkError::new(&error).into(),
             })
         }
     }
@@ -147,8 +169,8 @@ async fn export(net: &Net, checkpoint: Checkpoint) -> Result<Arc<OwnedExport>, S
     };
     let dir = net.host().ok_or_else(|| ReplicationClosed::new("the member is stopping"))?.incoming_dir();
     // It reads the whole store once.
-    let exported = tokio::task::spawn_blocking(move || backend.export(&dir).map(OwnedExport::new)).await;
-    Ok(Arc::new(exported.map_err(|_| SendError::Task)??))
+    let exported = background::run("tally-export", move || backend.export(&dir).map(OwnedExport::new)).await;
+    Ok(Arc::new(exported??))
 }
 
 /// Sends the stream of the export. If the receiver answers before this is known to be all, that is returned.
@@ -162,7 +184,7 @@ async fn stream(
     let (pieces, mut queue) = mpsc::channel(PIECES_AHEAD);
     let rate = net.inner.config.snapshot_rate_bytes_max;
     // Ends when the queue is dropped, at the latest after the piece it is reading.
-    let reader = tokio::task::spawn_blocking(move || read_pieces(&export, &pieces));
+    let mut reader = Task::spawn(background::run("tally-send", move || read_pieces(&export, &pieces)));
     let mut pace = Pace::new(rate);
     loop {
         tokio::select! {
@@ -183,7 +205,7 @@ async fn stream(
             }
         }
     }
-    reader.await.map_err(|_| SendError::Task)??;
+    reader.result().await.map_err(|_| ReplicationClosed::new("the runtime is stopping"))???;
     Ok(None)
 }
 

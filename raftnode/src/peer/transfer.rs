@@ -17,8 +17,10 @@ use super::complaints::Complaint;
 use super::frame::{Address, Kind, encode};
 use super::net::Net;
 use super::observer::NetworkEvent;
+use super::outgoing::Task;
 use super::serve::Served;
 use super::snapshot::{Installed, put_installed};
+use crate::background;
 use crate::codec::{CodecError, decode_in_force};
 use crate::snapshot::{Checkpoint, OwnedExport};
 use crate::types::{RaftVote, Snapshot, SnapshotMeta, log_id};
@@ -43,8 +45,8 @@ enum ReceiveError {
     Membership(#[from] CodecError),
     #[error("this member is stopping, or has failed")]
     Stopping,
-    #[error("the task that receives it has ended")]
-    Task,
+    #[error(transparent)]
+    Thread(#[from] background::Ended),
 }
 
 /// Takes one snapshot.
@@ -105,14 +107,13 @@ async fn receive(served: Served, vote: RaftVote) -> Result<RaftVote, ReceiveErro
     let Served { net, host, peer, inbound, .. } = served;
     let (pieces, queue) = mpsc::channel(PIECES_AHEAD);
     let dir = host.incoming_dir();
-    let writing = tokio::task::spawn_blocking(move || {
-        // Whatever fails, nothing is left behind.
-        Export::receive(&mut Pieces { queue, piece: Bytes::new() }, &dir).map(OwnedExport::new)
-    });
+    // Whatever fails, nothing is left behind.
+    let receive = move || Export::receive(&mut Pieces { queue, piece: Bytes::new() }, &dir).map(OwnedExport::new);
+    let mut writing = Task::spawn(background::run("tally-receive", receive));
     let (rest, mut body) = inbound.into_raw();
     let fed = feed(rest, &mut body, &pieces, |bytes| peer.heard(bytes)).await;
     drop(pieces);
-    let written = writing.await.map_err(|_| ReceiveError::Task)?;
+    let written = writing.result().await.map_err(|_| ReceiveError::Stopping)??;
     let export = match (fed, written) {
         (Ok(()), Ok(export)) => export,
         // It broke because the stream did.

@@ -1,0 +1,64 @@
+//! Work that takes seconds and that nobody waits for in a request: exporting, sending, receiving and installing snapshots.
+//!
+//! It runs on threads of its own with a low priority, so that where cores are few, requests, appends and heartbeats come
+//! first. Threads that such work starts inherit the priority. A pool would not do: an unprivileged process cannot raise a
+//! thread's priority again.
+//!
+//! **Invariant.** Nothing that a quorum may wait for runs here.
+
+use tokio::sync::oneshot;
+
+/// How much such a thread gives way, as in `nice`: beside a thread of normal priority it gets a tenth of a core.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 10;
+
+/// The work ended without a result: its thread could not be started, or panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("the thread {name} has ended without a result")]
+pub(crate) struct Ended {
+    name: &'static str,
+}
+
+/// Runs `work` on a thread called `name`. The work goes on if nobody waits for it any more.
+pub(crate) async fn run<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Ended> {
+    let (done, result) = oneshot::channel();
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        give_way();
+        // If nobody waits any more, nobody misses it.
+        let _ = done.send(work());
+    });
+    match thread {
+        Ok(_) => result.await.map_err(|_| Ended { name }),
+        Err(_) => Err(Ended { name }),
+    }
+}
+
+/// Lowers the priority of this thread. Where that is not possible, the work is done all the same.
+#[cfg(target_os = "linux")]
+fn give_way() {
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+}
+
+/// Elsewhere there is no priority of one thread.
+#[cfg(not(target_os = "linux"))]
+fn give_way() {}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn only_the_thread_that_works_gives_way() {
+        let priority = || rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap();
+        let before = priority();
+        assert_eq!(run("background", priority).await.unwrap(), NICENESS.max(before));
+        assert_eq!(priority(), before);
+        let inherited = run("background", move || std::thread::spawn(priority).join().unwrap()).await.unwrap();
+        assert_eq!(inherited, NICENESS.max(before));
+    }
+}

@@ -76,12 +76,14 @@ cargo xtask <command>
                          and every other kill right after a cut
       --pad BYTES        pad values to at least this many bytes (default: 0; 8192 with --snapshots)
       [-- FLAGS]         more flags for the server
-  torture --nodes N  a cluster of 3 or 5 under clients that record everything, killed, paused, cut off, slowed down and
+  torture --nodes N  a cluster of 3 or 5 (or 1) under clients that record everything, killed, paused, cut off, slowed down and
                      rebuilt; what was recorded must be linearizable, and all replicas equal
       --seconds N        length of the faults in one run (default 60)
       --runs N           runs one after another, each with the next seed (default 1)
       --seed N           repeats the choice of faults and operations (default: from the clock, printed)
       --clients N        concurrent clients (default 4 per node)
+      --lessees N        clients that have leases (default 2 per node)
+      --watchers N       watchers at a time, on all nodes together (default 2000)
       --faults A,B       only these faults; --faults list names them, none leaves them all out
       --network WHAT     namespaces or loopback (default: namespaces where they can be made, as root or not)
       --server PATH      tally or etcd to torture (default: tally, built here)

@@ -109,6 +109,10 @@ fn records_seen(history: &[Op], made: &HashMap<i64, usize>) -> Result<Facts, Vio
                 return Err(Violation::Invented { key, value: stored.value, reader: op.to_string() });
             };
             seen_once(history, *writer, &stored, &mut facts)?;
+            if history[*writer].lease() != stored.lease {
+                let why = format!("it was attached to lease {}: {stored:?}", history[*writer].lease());
+                return Err(Violation::BadRecord { why, reader: op.to_string() });
+            }
             if let Some(other) = made.get(&stored.modified).filter(|other| *other != writer) {
                 let (first, second) = (history[*other].to_string(), history[*writer].to_string());
                 return Err(Violation::RevisionTwice { revision: stored.modified, first, second });
@@ -136,7 +140,7 @@ fn records_seen(history: &[Op], made: &HashMap<i64, usize>) -> Result<Facts, Vio
 /// A value belongs to one revision, and only if its writer was not refused.
 fn seen_once(history: &[Op], writer: usize, stored: &Stored, facts: &mut Facts) -> Result<(), Violation> {
     let writer = &history[writer];
-    if matches!(writer.outcome, Outcome::Refused | Outcome::NotSwapped { .. }) {
+    if writer.refused() || matches!(writer.outcome, Outcome::NotSwapped { .. }) {
         return Err(Violation::RefusedTookEffect { revision: stored.modified, writer: writer.to_string() });
     }
     let first = *facts.written.entry(stored.value).or_insert(stored.modified);

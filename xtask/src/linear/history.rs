@@ -5,6 +5,9 @@ use std::fmt;
 /// A key, as the recorder numbers it.
 pub(crate) type Key = u32;
 
+/// A lease, by its id; 0 is none.
+pub(crate) type Lease = i64;
+
 /// A key's record in an answer. Values are numbers that are never written twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Stored {
@@ -12,6 +15,7 @@ pub(crate) struct Stored {
     pub(crate) created: i64,
     pub(crate) modified: i64,
     pub(crate) version: i64,
+    pub(crate) lease: Lease,
 }
 
 /// A change of one key.
@@ -55,9 +59,11 @@ pub(crate) enum Action {
         count: u32,
         serializable: bool,
     },
+    /// Attaches the key to the lease, or to none.
     Put {
         key: Key,
         value: u64,
+        lease: Lease,
     },
     Delete {
         key: Key,
@@ -68,6 +74,11 @@ pub(crate) enum Action {
         key: Key,
         condition: Condition,
         writes: Vec<(Key, Write)>,
+    },
+    /// What no client did: a lease ended, and its keys went with it. The recorder learns of it from the store's past.
+    End {
+        lease: Lease,
+        keys: Vec<Key>,
     },
 }
 
@@ -99,8 +110,13 @@ pub(crate) enum Outcome {
         revision: i64,
         stored: Option<Stored>,
     },
+    Ended {
+        revision: i64,
+    },
     /// The server said that it did nothing.
     Refused,
+    /// The server said that it did nothing because there is no such lease.
+    NoLease,
     /// Nothing is known: it may take effect at any time, or never.
     Unknown,
 }
@@ -128,8 +144,9 @@ impl Op {
             | Outcome::Put { revision, .. }
             | Outcome::Deleted { revision, .. }
             | Outcome::Swapped { revision }
-            | Outcome::NotSwapped { revision, .. } => Some(*revision),
-            Outcome::Refused | Outcome::Unknown => None,
+            | Outcome::NotSwapped { revision, .. }
+            | Outcome::Ended { revision } => Some(*revision),
+            Outcome::Refused | Outcome::NoLease | Outcome::Unknown => None,
         }
     }
 
@@ -138,12 +155,14 @@ impl Op {
         match &self.outcome {
             Outcome::Put { revision, .. }
             | Outcome::Deleted { revision, previous: Some(_) }
-            | Outcome::Swapped { revision } => Some(*revision),
+            | Outcome::Swapped { revision }
+            | Outcome::Ended { revision } => Some(*revision),
             Outcome::Got { .. }
             | Outcome::Ranged { .. }
             | Outcome::Deleted { previous: None, .. }
             | Outcome::NotSwapped { .. }
             | Outcome::Refused
+            | Outcome::NoLease
             | Outcome::Unknown => None,
         }
     }
@@ -157,10 +176,21 @@ impl Op {
     pub(crate) fn writes(&self) -> Vec<(Key, Write)> {
         match &self.action {
             Action::Get { .. } | Action::Range { .. } => Vec::new(),
-            Action::Put { key, value } => vec![(*key, Write::Put(*value))],
+            Action::Put { key, value, .. } => vec![(*key, Write::Put(*value))],
             Action::Delete { key } => vec![(*key, Write::Delete)],
             Action::Swap { writes, .. } => writes.clone(),
+            Action::End { keys, .. } => keys.iter().map(|key| (*key, Write::Delete)).collect(),
         }
+    }
+
+    /// The lease that it attaches its key to.
+    pub(crate) fn lease(&self) -> Lease {
+        if let Action::Put { lease, .. } = self.action { lease } else { 0 }
+    }
+
+    /// Whether it is known to have done nothing.
+    pub(crate) fn refused(&self) -> bool {
+        matches!(self.outcome, Outcome::Refused | Outcome::NoLease)
     }
 
     /// What it saw of keys, each with the revision as of which that was: its own for a read, the one before for what a

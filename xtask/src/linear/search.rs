@@ -74,7 +74,7 @@ pub(crate) fn check(history: &[Op], facts: &Facts, states_max: usize) -> Result<
 fn by_key(history: &[Op], facts: &Facts) -> HashMap<Key, Vec<Step>> {
     let mut keys: HashMap<Key, Vec<Step>> = HashMap::new();
     for (index, op) in history.iter().enumerate() {
-        if op.serializable() || op.outcome == Outcome::Refused {
+        if op.serializable() || op.refused() {
             continue;
         }
         let revision = op.revision().or_else(|| facts.revealed(op));

@@ -13,16 +13,16 @@ fn op(times: (u64, u64), client: u32, action: Action, outcome: Outcome) -> Op {
 }
 
 fn put(times: (u64, u64), client: u32, value: u64, revision: i64) -> Op {
-    let action = Action::Put { key: 0, value };
+    let action = Action::Put { key: 0, value, lease: 0 };
     op(times, client, action, Outcome::Put { revision, previous: None })
 }
 
 fn lost_answer(times: (u64, u64), client: u32, value: u64) -> Op {
-    op(times, client, Action::Put { key: 0, value }, Outcome::Unknown)
+    op(times, client, Action::Put { key: 0, value, lease: 0 }, Outcome::Unknown)
 }
 
 fn stored(value: u64, created: i64, modified: i64, version: i64) -> Option<Stored> {
-    Some(Stored { value, created, modified, version })
+    Some(Stored { value, created, modified, version, lease: 0 })
 }
 
 fn get(times: (u64, u64), client: u32, revision: i64, stored: Option<Stored>) -> Op {
@@ -143,7 +143,7 @@ fn swaps_that_should_not_have_been_done_are_caught() {
 
 #[test]
 fn refused_and_invented_values_are_caught() {
-    let refused = op((0, 1), 1, Action::Put { key: 0, value: 1 }, Outcome::Refused);
+    let refused = op((0, 1), 1, Action::Put { key: 0, value: 1, lease: 0 }, Outcome::Refused);
     let found = check(&[refused.clone(), get((5, 6), 2, 2, stored(1, 2, 2, 1))]).unwrap_err();
     assert!(matches!(found, Violation::RefusedTookEffect { revision: 2, .. }), "{found}");
     check(&[refused, get((5, 6), 2, 1, None)]).unwrap();
@@ -271,7 +271,7 @@ impl Model {
                     self.change(&[(key, Write::Put(value))]);
                 }
                 let previous = (self.rng.below(2) == 0).then_some(held);
-                (Action::Put { key, value }, Outcome::Put { revision: self.revision, previous })
+                (Action::Put { key, value, lease: 0 }, Outcome::Put { revision: self.revision, previous })
             }
         };
         let outcome = if answered { outcome } else { Outcome::Unknown };
@@ -292,7 +292,7 @@ impl Model {
                 Write::Put(value) => {
                     let before = self.keys.get(key);
                     let (created, version) = before.map_or((at, 1), |held| (held.created, held.version + 1));
-                    let stored = Stored { value: *value, created, modified: at, version };
+                    let stored = Stored { value: *value, created, modified: at, version, lease: 0 };
                     self.keys.insert(*key, stored);
                     self.past.add(*key, at, Some(stored));
                 }

@@ -1,10 +1,10 @@
 //! The store's own past, read back at the end, against everything that was answered: it must be the one order that
 //! explains all operations, serializable reads included.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::facts::{Facts, Violation};
-use super::history::{Action, Key, Op, Outcome, Stored, Write};
+use super::history::{Action, Key, Lease, Op, Outcome, Stored, Write};
 
 /// Every change the store knows of, key by key.
 #[derive(Debug, Default)]
@@ -34,8 +34,58 @@ impl Timeline {
         self.changes.entry(key).or_default().insert(revision, stored);
     }
 
+    /// What a key was through time.
+    pub(super) fn changes(&self, key: Key) -> Option<&BTreeMap<i64, Option<Stored>>> {
+        self.changes.get(&key)
+    }
+
+    /// What every revision changed, by key.
+    pub(super) fn revisions(&self) -> BTreeMap<i64, Vec<(Key, Option<Stored>)>> {
+        let mut revisions: BTreeMap<i64, Vec<(Key, Option<Stored>)>> = BTreeMap::new();
+        for (key, changes) in &self.changes {
+            changes.iter().for_each(|(at, stored)| revisions.entry(*at).or_default().push((*key, *stored)));
+        }
+        revisions.values_mut().for_each(|changes| changes.sort_unstable_by_key(|(key, _)| *key));
+        revisions
+    }
+
+    /// The revisions that only deleted, and what.
+    pub(super) fn only_deletions(&self) -> Vec<(i64, Vec<Key>)> {
+        let deleted = |(revision, changes): (i64, Vec<(Key, Option<Stored>)>)| {
+            let only = changes.iter().all(|(_, stored)| stored.is_none());
+            only.then(|| (revision, changes.into_iter().map(|(key, _)| key).collect()))
+        };
+        self.revisions().into_iter().filter_map(deleted).collect()
+    }
+
+    /// Every lease that keys were ever attached to, and those keys.
+    pub(super) fn leases(&self) -> HashMap<Lease, Vec<Key>> {
+        let mut leases: HashMap<Lease, Vec<Key>> = HashMap::new();
+        for (key, changes) in &self.changes {
+            let held = changes.values().flatten().map(|stored| stored.lease);
+            let held: BTreeSet<Lease> = held.filter(|lease| *lease != 0).collect();
+            held.into_iter().for_each(|lease| leases.entry(lease).or_default().push(*key));
+        }
+        leases.values_mut().for_each(|keys| keys.sort_unstable());
+        leases
+    }
+
+    /// The lease that a key was attached to as of a revision.
+    pub(super) fn lease_of(&self, key: Key, revision: i64) -> Lease {
+        self.as_of(key, revision).map_or(0, |stored| stored.lease)
+    }
+
+    /// Whether a key was attached to a lease between two revisions: at some time, or always.
+    pub(super) fn had_lease(&self, key: Key, first: i64, last: i64, lease: Lease, always: bool) -> bool {
+        let of = |stored: &Option<Stored>| stored.map_or(0, |stored| stored.lease) == lease;
+        let meanwhile = self.changes.get(&key).into_iter().flat_map(|changes| changes.range(first + 1..=last.max(first + 1)));
+        let mut meanwhile = meanwhile.map(|(_, stored)| of(stored));
+        let before = self.lease_of(key, first) == lease;
+        if always { before && meanwhile.all(|was| was) } else { before || meanwhile.any(|was| was) }
+    }
+
     /// The key's record as of a revision.
-    fn as_of(&self, key: Key, revision: i64) -> Option<Stored> {
+    pub(super) fn as_of(&self, key: Key, revision: i64) -> Option<Stored> {
         let (_, stored) = self.changes.get(&key)?.range(..=revision).next_back()?;
         *stored
     }
@@ -105,10 +155,7 @@ impl Timeline {
                 }
             }
         }
-        let mut revisions: BTreeMap<i64, Vec<(Key, Option<Stored>)>> = BTreeMap::new();
-        for (key, changes) in &self.changes {
-            changes.iter().for_each(|(at, stored)| revisions.entry(*at).or_default().push((*key, *stored)));
-        }
+        let revisions = self.revisions();
         let mut doubled: HashMap<u64, i64> = HashMap::new();
         let mut unanswered = 0;
         for wanted in 2..=self.last {

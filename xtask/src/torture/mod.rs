@@ -29,7 +29,7 @@ use writers::{Attempt, Shared};
 /// The options of this command.
 pub(crate) const OPTIONS: &[&str] = &[
     "kills", "seconds", "clients", "seed", "tally", "index", "limit", "data", "pad", "nodes", "runs", "server", "out",
-    "network", "faults",
+    "network", "faults", "lessees", "watchers",
 ];
 /// The switches of this command.
 pub(crate) const SWITCHES: &[&str] = &["keep", "snapshots"];

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::linear::{Action, Condition, Key, Outcome, Stored, Write};
+use crate::linear::{Action, Condition, Key, Lease, Outcome, Stored, Write};
 use crate::rng::{Rng, mix};
 
 /// Keys of one generation: all that are in use at a time.
@@ -16,7 +16,8 @@ pub(crate) fn key_name(key: Key) -> String {
     format!("{PREFIX}{:06}/{}", key / KEYS, key % KEYS)
 }
 
-fn key_number(name: &[u8]) -> Option<Key> {
+/// The key with this name.
+pub(crate) fn key_number(name: &[u8]) -> Option<Key> {
     let (generation, place) = std::str::from_utf8(name).ok()?.strip_prefix(PREFIX)?.split_once('/')?;
     Some(generation.parse::<u32>().ok()? * KEYS + place.parse::<u32>().ok()?)
 }
@@ -48,17 +49,19 @@ fn value_number(bytes: &[u8]) -> Result<u64, String> {
     if value_bytes(number) == bytes { Ok(number) } else { Err(damaged()) }
 }
 
-fn base64(bytes: &[u8]) -> String {
+/// Bytes as JSON carries them.
+pub(crate) fn base64(bytes: &[u8]) -> String {
     base64_simd::STANDARD.encode_to_string(bytes)
 }
 
-fn key_base64(key: Key) -> String {
+/// A key's name as JSON carries it.
+pub(crate) fn key_base64(key: Key) -> String {
     base64(key_name(key).as_bytes())
 }
 
-/// The path and body of a request.
-pub(crate) fn request(action: &Action) -> (&'static str, String) {
-    match action {
+/// The path and body of a request; nothing for what nobody requests.
+pub(crate) fn request(action: &Action) -> Option<(&'static str, String)> {
+    Some(match action {
         Action::Get { key, serializable } => {
             ("/v3/kv/range", format!(r#"{{"key":"{}","serializable":{serializable}}}"#, key_base64(*key)))
         }
@@ -72,7 +75,7 @@ pub(crate) fn request(action: &Action) -> (&'static str, String) {
             ("/v3/kv/range", body)
         }
         // Every other value asks for what it replaces.
-        Action::Put { key, value } => ("/v3/kv/put", put_body(*key, *value, value.is_multiple_of(2))),
+        Action::Put { key, value, lease } => ("/v3/kv/put", put_body(*key, *value, value.is_multiple_of(2), *lease)),
         Action::Delete { key } => ("/v3/kv/deleterange", format!(r#"{{"key":"{}","prev_kv":true}}"#, key_base64(*key))),
         Action::Swap { key, condition, writes } => {
             let writes: Vec<String> = writes.iter().map(|(key, write)| write_body(*key, *write)).collect();
@@ -84,21 +87,25 @@ pub(crate) fn request(action: &Action) -> (&'static str, String) {
             );
             ("/v3/kv/txn", body)
         }
-    }
+        Action::End { .. } => return None,
+    })
 }
 
-fn generation_range(generation: u32) -> (String, String) {
+/// The keys of a generation: from, and up to.
+pub(crate) fn generation_range(generation: u32) -> (String, String) {
     // '0' follows '/'.
     (format!("{PREFIX}{generation:06}/"), format!("{PREFIX}{generation:06}0"))
 }
 
-fn put_body(key: Key, value: u64, previous: bool) -> String {
-    format!(r#"{{"key":"{}","value":"{}","prev_kv":{previous}}}"#, key_base64(key), base64(&value_bytes(value)))
+fn put_body(key: Key, value: u64, previous: bool, lease: Lease) -> String {
+    let (key, value) = (key_base64(key), base64(&value_bytes(value)));
+    let lease = if lease == 0 { String::new() } else { format!(r#","lease":"{lease}""#) };
+    format!(r#"{{"key":"{key}","value":"{value}","prev_kv":{previous}{lease}}}"#)
 }
 
 fn write_body(key: Key, write: Write) -> String {
     match write {
-        Write::Put(value) => format!(r#"{{"request_put":{}}}"#, put_body(key, value, false)),
+        Write::Put(value) => format!(r#"{{"request_put":{}}}"#, put_body(key, value, false, 0)),
         Write::Delete => format!(r#"{{"request_delete_range":{{"key":"{}"}}}}"#, key_base64(key)),
     }
 }
@@ -123,7 +130,7 @@ pub(crate) fn outcome(action: &Action, answer: &Value) -> Result<Outcome, String
             let strange = found.iter().any(|(key, _)| !(*first..*first + *count).contains(key));
             if strange { Err(odd()) } else { Ok(Outcome::Ranged { revision, found }) }
         }
-        Action::Put { key, value } => {
+        Action::Put { key, value, .. } => {
             let previous = match &answer["prev_kv"] {
                 Value::Null => None,
                 kv => Some(one(*key, kv)?),
@@ -145,6 +152,7 @@ pub(crate) fn outcome(action: &Action, answer: &Value) -> Result<Outcome, String
             }
             Ok(Outcome::NotSwapped { revision, stored: only(*key, &answer["responses"][0]["response_range"]["kvs"])? })
         }
+        Action::End { .. } => Err(odd()),
     }
 }
 
@@ -166,14 +174,16 @@ fn one(key: Key, kv: &Value) -> Result<Stored, String> {
     if found == key { Ok(stored) } else { Err(format!("{} for {}", shown(kv), key_name(key))) }
 }
 
-fn record(kv: &Value) -> Result<(Key, Stored), String> {
+/// A key's record.
+pub(crate) fn record(kv: &Value) -> Result<(Key, Stored), String> {
     let bytes = |field: &str| base64_simd::STANDARD.decode_to_vec(kv[field].as_str().unwrap_or_default()).ok();
     let odd = || format!("a strange record: {}", shown(kv));
     let key = bytes("key").and_then(|name| key_number(&name)).ok_or_else(odd)?;
     let value = value_number(&bytes("value").ok_or_else(odd)?)?;
     let figure = |field: &str| number(&kv[field]).ok_or_else(odd);
     let (created, modified) = (figure("create_revision")?, figure("mod_revision")?);
-    Ok((key, Stored { value, created, modified, version: figure("version")? }))
+    let lease = if kv["lease"].is_null() { 0 } else { figure("lease")? };
+    Ok((key, Stored { value, created, modified, version: figure("version")?, lease }))
 }
 
 /// A 64-bit number, which JSON carries as a string.
@@ -214,8 +224,8 @@ mod tests {
     #[test]
     fn answers_are_taken_apart() {
         let kv = json!({"key": base64(key_name(3).as_bytes()), "value": base64(&value_bytes(9)),
-            "create_revision": "4", "mod_revision": "5", "version": "2"});
-        let stored = Stored { value: 9, created: 4, modified: 5, version: 2 };
+            "create_revision": "4", "mod_revision": "5", "version": "2", "lease": "6"});
+        let stored = Stored { value: 9, created: 4, modified: 5, version: 2, lease: 6 };
         let get = Action::Get { key: 3, serializable: false };
         let answer = json!({"header": {"revision": "8"}, "kvs": [kv], "count": "1"});
         assert_eq!(outcome(&get, &answer), Ok(Outcome::Got { revision: 8, stored: Some(stored) }));
@@ -226,7 +236,7 @@ mod tests {
         assert_eq!(outcome(&swap, &refused), Ok(Outcome::NotSwapped { revision: 8, stored: Some(stored) }));
         let done = json!({"header": {"revision": "8"}, "succeeded": true, "responses": []});
         assert_eq!(outcome(&swap, &done), Ok(Outcome::Swapped { revision: 8 }));
-        let body: serde_json::Value = serde_json::from_str(&request(&swap).1).unwrap();
+        let body: serde_json::Value = serde_json::from_str(&request(&swap).unwrap().1).unwrap();
         assert_eq!(body["compare"][0]["mod_revision"], "5");
         let nothing = json!({"header": {"revision": "8"}});
         assert_eq!(outcome(&Action::Delete { key: 3 }, &nothing), Ok(Outcome::Deleted { revision: 8, previous: None }));

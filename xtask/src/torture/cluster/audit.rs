@@ -1,16 +1,23 @@
 //! The end of a run: everything that was answered against the store's own past, and the nodes against each other.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::api::{self, number, records};
+use super::clients::Shared;
+use super::crew::Recorded;
 use super::fleet::Fleet;
 use super::observer::{self, Seen};
 use super::rpc::Rpc;
+use super::{epilogue, lessees};
 use crate::error::{Error, Result};
-use crate::linear::{self, Key, Op, Outcome, Searched, Stored, Timeline, Write};
+use crate::linear::leases::{self, Ask, LeaseOp, Leased, Rules};
+use crate::linear::watches::{self, Watched};
+use crate::linear::{self, Key, Lease, Op, Searched, Stored, Timeline, Times, Write};
 use crate::node::Kind;
 
 /// How long one answer may take.
@@ -19,6 +26,14 @@ const LIMIT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing may change before they count as standing still; longer than proposals wait for a leader.
 const STILL: Duration = Duration::from_secs(2);
+
+/// The longest time to live of leases that are to run out, in seconds.
+const SHORT_SECONDS: i64 = 60;
+/// How long after its time a lease may still be there once nothing is broken: the wait for the next round of expiries, some
+/// hundred of them at once, and one more try.
+const LATE: Duration = Duration::from_secs(5);
+/// How many seconds a time to live may grow by without a renewal: what a new leader adds to make up for the election.
+const GROWTH_SECONDS: i64 = 1;
 
 /// What the checks went through.
 #[derive(Debug, Default, Clone, Copy)]
@@ -31,18 +46,30 @@ pub(crate) struct Audited {
     pub(crate) compared: u64,
     /// Applied index at which all nodes stood at the end.
     pub(crate) applied: u64,
+    pub(crate) leased: Leased,
+    pub(crate) watched: Watched,
 }
 
 /// What one revision changed, as far as the recorder knows.
 type Change = (i64, Vec<(Key, Write)>);
 
 /// Checks a healed, idle cluster against what its clients saw.
-pub(crate) fn run(fleet: &mut Fleet, seen: &Mutex<Seen>, history: &[Op]) -> Result<Audited> {
+pub(crate) fn run(fleet: &mut Fleet, seen: &Mutex<Seen>, recorded: &Recorded) -> Result<Audited> {
     // What can be told from the answers alone comes first: it does not depend on what the servers say now.
-    let (facts, searched) = linear::check(history).map_err(|found| Error::Check(found.to_string()))?;
-    let (revision, applied) = stand_still(fleet)?;
-    let past = past(fleet, history, revision)?;
-    let explained = past.check(history, &facts).map_err(|found| Error::Check(found.to_string()))?;
+    linear::facts(&recorded.history).map_err(check)?;
+    let (revision, applied) = recorded.last;
+    let past = past(fleet, &recorded.history, revision)?;
+    let times = Times::new(&recorded.history, arrivals(recorded));
+    let rules = Rules { healed: recorded.healed, late_max: LATE.as_nanos() as u64, growth_max: GROWTH_SECONDS };
+    let (ends, leased) = leases::check(&recorded.leases, &recorded.history, &past, &times, rules).map_err(check)?;
+    let history = [recorded.history.clone(), ends].concat();
+    let (facts, searched) = linear::check(&history).map_err(check)?;
+    let explained = past.check(&history, &facts).map_err(check)?;
+    let mut watched = Watched::default();
+    let told = watches::Told::new(&past, &history);
+    for segment in recorded.watches.iter().flat_map(|watch| &watch.segments) {
+        told.check(segment, &mut watched).map_err(check)?;
+    }
     same_hash(fleet, revision)?;
     if fleet.kind == Kind::Tally {
         let nodes: Vec<_> = fleet.members().into_iter().map(|slot| (slot, fleet.client(slot))).collect();
@@ -56,12 +83,77 @@ pub(crate) fn run(fleet: &mut Fleet, seen: &Mutex<Seen>, history: &[Op]) -> Resu
     if after != revision {
         return Err(Error::Check(format!("the revision moved from {revision} to {after} though nobody writes")));
     }
+    if !recorded.watches.is_empty() {
+        epilogue::run(fleet, &told, revision, &mut watched)?;
+        same_hash(fleet, revision)?;
+    }
     let (unanswered, compared) = (explained.unanswered as u64, explained.compared as u64);
-    Ok(Audited { searched, revision, unanswered, compared, applied })
+    Ok(Audited { searched, revision, unanswered, compared, applied, leased, watched })
+}
+
+fn check(found: impl std::error::Error) -> Error {
+    Error::Check(found.to_string())
+}
+
+/// When the first event of every revision arrived that only deletes.
+fn arrivals(recorded: &Recorded) -> HashMap<i64, u64> {
+    let mut arrived: HashMap<i64, u64> = HashMap::new();
+    let segments = recorded.watches.iter().flat_map(|watch| &watch.segments);
+    for event in segments.flat_map(|segment| &segment.events).filter(|event| event.deletion) {
+        let (revision, time) = (i64::from(event.revision), u64::from(event.arrived_ms) * 1_000_000);
+        arrived.entry(revision).and_modify(|first| *first = time.min(*first)).or_insert(time);
+    }
+    arrived
+}
+
+/// Waits until all leases have ended but the long ones, looking at every one that is still there, and at all of them in the
+/// end; all nodes must list the same.
+pub(crate) fn run_out(fleet: &mut Fleet, shared: &Shared, leases: &mut Vec<LeaseOp>) -> Result<()> {
+    let granted: BTreeMap<Lease, bool> = (leases.iter())
+        .filter_map(|op| if let Ask::Grant(ttl) = op.ask { Some((op.lease, ttl > SHORT_SECONDS)) } else { None })
+        .collect();
+    let begun = Instant::now();
+    let members = fleet.members();
+    let mut look = |slot: usize, lease: Lease| -> Result<()> {
+        let (mut rpc, who) = (Rpc::new(fleet.kind, fleet.client(slot)), (u32::MAX, slot as u32));
+        leases.extend(lessees::request(shared, &mut rpc, who, lease, Ask::Look { keys: true }, LIMIT)?);
+        Ok(())
+    };
+    while begun.elapsed() < PATIENCE && !granted.is_empty() {
+        let listed = listed(fleet, members[0])?;
+        let short: Vec<Lease> = listed.into_iter().filter(|lease| granted.get(lease) != Some(&true)).collect();
+        if short.is_empty() {
+            break;
+        }
+        short.into_iter().try_for_each(|lease| look(members[0], lease))?;
+        thread::sleep(Duration::from_millis(100));
+    }
+    for (place, lease) in granted.keys().enumerate() {
+        look(members[place % members.len()], *lease)?;
+    }
+    let there: Option<BTreeSet<Lease>> = match granted.is_empty() {
+        true => None,
+        false => Some(listed(fleet, members[0])?),
+    };
+    for slot in members.iter().filter(|_| there.is_some()) {
+        let other = listed(fleet, *slot)?;
+        if Some(&other) != there.as_ref() {
+            return Err(Error::Check(format!("n{slot} lists leases {other:?}, and n{} {there:?}", members[0])));
+        }
+    }
+    Ok(())
+}
+
+/// The leases that a node lists.
+fn listed(fleet: &Fleet, slot: usize) -> Result<BTreeSet<Lease>> {
+    let answer = Rpc::new(fleet.kind, fleet.client(slot)).ask("/v3/lease/leases", "{}", LIMIT)?;
+    let listed = answer["leases"].as_array().map_or(&[][..], Vec::as_slice);
+    let leases = listed.iter().map(|lease| number(&lease["ID"])).collect::<Option<BTreeSet<Lease>>>();
+    leases.ok_or_else(|| Error::Answer(format!("a strange list of leases: {}", api::shown(&answer))))
 }
 
 /// Waits until all nodes have one revision and one applied index for a while; gives both.
-fn stand_still(fleet: &mut Fleet) -> Result<(i64, u64)> {
+pub(crate) fn stand_still(fleet: &mut Fleet) -> Result<(i64, u64)> {
     let begun = Instant::now();
     let mut last: Option<(Vec<(i64, u64)>, Instant)> = None;
     loop {
@@ -103,9 +195,6 @@ fn past(fleet: &Fleet, history: &[Op], last: i64) -> Result<Timeline> {
         history.iter().filter_map(|op| Some((op.made()?, op.writes()))).collect();
     let changes: Vec<Change> =
         (2..=last).map(|revision| (revision, made.get(&revision).cloned().unwrap_or_default())).collect();
-    let unknown = |op: &&Op| op.outcome == Outcome::Unknown;
-    let deleted = history.iter().filter(unknown).flat_map(Op::writes).filter(|(_, write)| *write == Write::Delete);
-    let deleted: BTreeSet<Key> = deleted.map(|(key, _)| key).collect();
     let members = fleet.members();
     let share = changes.len().div_ceil(members.len().max(1)).max(1);
     let mut past = Timeline::new(last);
@@ -114,8 +203,8 @@ fn past(fleet: &Fleet, history: &[Op], last: i64) -> Result<Timeline> {
             .chunks(share)
             .zip(&members)
             .map(|(part, slot)| {
-                let (mut rpc, deleted) = (Rpc::new(fleet.kind, fleet.client(*slot)), &deleted);
-                scope.spawn(move || read_back(&mut rpc, part, deleted))
+                let mut rpc = Rpc::new(fleet.kind, fleet.client(*slot));
+                scope.spawn(move || read_back(&mut rpc, part))
             })
             .collect();
         for reader in readers {
@@ -127,11 +216,11 @@ fn past(fleet: &Fleet, history: &[Op], last: i64) -> Result<Timeline> {
 }
 
 /// What some revisions changed. Deletions leave no record, so each is where a key has just gone.
-fn read_back(rpc: &mut Rpc, part: &[Change], deleted: &BTreeSet<Key>) -> Result<Vec<(Key, i64, Option<Stored>)>> {
+fn read_back(rpc: &mut Rpc, part: &[Change]) -> Result<Vec<(Key, i64, Option<Stored>)>> {
     let mut found = Vec::new();
     for (revision, writes) in part {
         if writes.is_empty() {
-            found.extend(unanswered(rpc, *revision, deleted)?);
+            found.extend(unanswered(rpc, *revision)?);
         }
         for (key, write) in writes {
             let stored = get(rpc, *key, *revision)?;
@@ -149,28 +238,45 @@ fn read_back(rpc: &mut Rpc, part: &[Change], deleted: &BTreeSet<Key>) -> Result<
     Ok(found)
 }
 
-/// What a revision changed that nobody was told of.
-fn unanswered(rpc: &mut Rpc, revision: i64, deleted: &BTreeSet<Key>) -> Result<Vec<(Key, i64, Option<Stored>)>> {
-    let mut from = api::PREFIX.as_bytes().to_vec();
-    let to = base64_simd::STANDARD.encode_to_string(b"t0");
-    let mut found = Vec::new();
-    // A page at a time: all keys that were last changed by this revision.
-    loop {
-        let body = format!(
-            r#"{{"key":"{}","range_end":"{to}","revision":"{revision}","min_mod_revision":"{revision}","max_mod_revision":"{revision}","limit":"100"}}"#,
-            base64_simd::STANDARD.encode_to_string(&from)
-        );
-        let answer = rpc.ask("/v3/kv/range", &body, LIMIT)?;
-        let page = records(&answer["kvs"]).map_err(Error::Answer)?;
-        let Some((key, _)) = page.last() else { break };
-        from = [api::key_name(*key).as_bytes(), b"\0"].concat();
-        found.extend(page.into_iter().map(|(key, stored)| (key, revision, Some(stored))));
+/// What a revision changed that nobody was told of: an operation without an answer, or the end of a lease.
+fn unanswered(rpc: &mut Rpc, revision: i64) -> Result<Vec<(Key, i64, Option<Stored>)>> {
+    let only = format!(r#","min_mod_revision":"{revision}","max_mod_revision":"{revision}""#);
+    let put = pages(rpc, revision, &only, |kv| records(kv).map_err(Error::Answer))?;
+    if !put.is_empty() {
+        return Ok(put.into_iter().map(|(key, stored)| (key, revision, Some(stored))).collect());
     }
-    if found.is_empty() {
-        for key in deleted {
-            if get(rpc, *key, revision)?.is_none() && get(rpc, *key, revision - 1)?.is_some() {
-                found.push((*key, revision, None));
-            }
+    let names = |kvs: &Value| {
+        let key = |kv: &Value| api::key_number(&base64_simd::STANDARD.decode_to_vec(kv["key"].as_str()?).ok()?);
+        let keys = kvs.as_array().map_or(&[][..], Vec::as_slice).iter().map(|kv| Some((key(kv)?, ())));
+        keys.collect::<Option<Vec<(Key, ())>>>().ok_or_else(|| Error::Answer("a record without a key".to_owned()))
+    };
+    let only = r#","keys_only":true"#;
+    let after: BTreeSet<Key> = pages(rpc, revision, only, names)?.into_iter().map(|(key, ())| key).collect();
+    let before = pages(rpc, revision - 1, only, names)?.into_iter().map(|(key, ())| key);
+    Ok(before.filter(|key| !after.contains(key)).map(|key| (key, revision, None)).collect())
+}
+
+/// All keys as of a revision, a page at a time; a revision before the first has none.
+fn pages<T>(
+    rpc: &mut Rpc,
+    revision: i64,
+    only: &str,
+    take: impl Fn(&Value) -> Result<Vec<(Key, T)>>,
+) -> Result<Vec<(Key, T)>> {
+    let mut from = api::PREFIX.as_bytes().to_vec();
+    let to = api::base64(b"t0");
+    let mut found = Vec::new();
+    while revision > 0 {
+        let key = api::base64(&from);
+        let body = format!(r#"{{"key":"{key}","range_end":"{to}","revision":"{revision}","limit":"500"{only}}}"#);
+        let answer = rpc.ask("/v3/kv/range", &body, LIMIT)?;
+        let page = take(&answer["kvs"])?;
+        let Some((last, _)) = page.last() else { break };
+        from = [api::key_name(*last).as_bytes(), b"\0"].concat();
+        let more = answer["more"].as_bool() == Some(true);
+        found.extend(page);
+        if !more {
+            break;
         }
     }
     Ok(found)

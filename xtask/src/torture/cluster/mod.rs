@@ -5,33 +5,36 @@ mod admin;
 mod api;
 mod audit;
 mod clients;
+mod crew;
 mod disk;
+mod epilogue;
 mod fleet;
+mod lessees;
 mod nemesis;
 mod net;
 mod observer;
 mod rpc;
 mod sandbox;
+mod stream;
 mod totals;
+mod watchers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::args::Args;
 use crate::bench::tally;
 use crate::error::{Error, Result};
-use crate::linear::Op;
 use crate::node::Kind;
 use crate::{cargo, run as programs};
 use audit::Audited;
 use clients::Shared;
+use crew::Recorded;
 use fleet::Fleet;
-use nemesis::{Done, Fault, Nemesis};
+use nemesis::Fault;
 use net::Network;
 use observer::Seen;
 use sandbox::Sandbox;
@@ -39,8 +42,10 @@ use totals::Totals;
 
 /// Clients per node.
 const CLIENTS_PER_NODE: usize = 4;
-/// How long clients go on after the last fault is healed.
-const AFTERGLOW: Duration = Duration::from_millis(500);
+/// Clients per node that have leases.
+const LESSEES_PER_NODE: usize = 2;
+/// Watchers that are open at a time, on all nodes together.
+const WATCHERS: usize = 2000;
 
 /// What to do.
 #[derive(Debug)]
@@ -50,6 +55,8 @@ struct Setup {
     flags: Vec<String>,
     nodes: usize,
     clients: usize,
+    lessees: usize,
+    watchers: usize,
     seconds: Duration,
     faults: Vec<Fault>,
     dir: PathBuf,
@@ -59,10 +66,8 @@ struct Setup {
 
 /// What one run leaves behind.
 struct Outcome {
-    history: Vec<Op>,
-    done: Done,
+    recorded: Recorded,
     audited: Audited,
-    loaded: Duration,
 }
 
 /// Runs as many seeds as wanted, one after another, and prints what they add up to.
@@ -72,8 +77,8 @@ pub(crate) fn run(args: &Args, clock: u64) -> Result<()> {
         return Ok(());
     }
     let nodes = args.number("nodes", 3_usize)?;
-    if !(3..=9).contains(&nodes) {
-        return Err(Error::Usage("--nodes takes 3 to 9".to_owned()));
+    if !(1..=9).contains(&nodes) {
+        return Err(Error::Usage("--nodes takes 1 to 9".to_owned()));
     }
     let sandbox = sandbox::choose(args.text(sandbox::OPTION))?;
     let binary = args.text("server").map_or_else(|| tally(args), |given| Ok(given.into()))?;
@@ -98,7 +103,7 @@ pub(crate) fn run(args: &Args, clock: u64) -> Result<()> {
             return Err(Error::Check("no state roots could be compared, so nothing was shown".to_owned()));
         }
         report(&outcome, &seen);
-        totals.add(seed, outcome.loaded, &outcome.history, &outcome.done, &seen, outcome.audited);
+        totals.add(seed, &outcome.recorded, &seen, outcome.audited);
         totals.add_failures(&shared.failures.lock().unwrap_or_else(PoisonError::into_inner));
         if !setup.keep {
             fs::remove_dir_all(&dir).map_err(Error::file("remove", &dir))?;
@@ -131,6 +136,8 @@ impl Setup {
             flags: flags(kind, args.rest()),
             nodes,
             clients: args.number("clients", nodes * CLIENTS_PER_NODE)?.clamp(nodes, 256),
+            lessees: args.number("lessees", nodes * LESSEES_PER_NODE)?.min(256),
+            watchers: args.number("watchers", WATCHERS)?.min(20_000),
             seconds: Duration::from_secs_f64(seconds),
             faults: nemesis::chosen(args.text("faults"))?,
             dir: dir.canonicalize().map_err(Error::file("find", &dir))?,
@@ -168,7 +175,10 @@ fn notes(setup: &Setup) -> Result<Vec<String>> {
     };
     Ok(vec![
         format!("server: {}; flags: `{}`", versions.join(", "), setup.flags.join(" ")),
-        format!("{} clients; network: {network}", setup.clients),
+        format!(
+            "{} clients, {} lessees, {} watchers at a time; network: {network}",
+            setup.clients, setup.lessees, setup.watchers
+        ),
     ])
 }
 
@@ -185,54 +195,13 @@ fn torture(setup: &Setup, seed: u64, dir: &Path, shared: &Shared, seen: &Mutex<S
     );
     fleet.heal()?;
     fleet.settle()?;
-    let begun = Instant::now();
-    let (history, done) = load(setup, seed, &mut fleet, shared, seen)?;
-    let loaded = begun.elapsed();
-    let audited = audit::run(&mut fleet, seen, &history)?;
+    let recorded = crew::run(setup, seed, &mut fleet, shared, seen)?;
+    let audited = audit::run(&mut fleet, seen, &recorded)?;
     for slot in fleet.members() {
         fleet.terminate(slot)?;
         check_files(&fleet, slot)?;
     }
-    Ok(Outcome { history, done, audited, loaded })
-}
-
-/// Clients, observers and the nemesis, side by side.
-fn load(setup: &Setup, seed: u64, fleet: &mut Fleet, shared: &Shared, seen: &Mutex<Seen>) -> Result<(Vec<Op>, Done)> {
-    let addresses: Vec<_> = (0..fleet.slots()).map(|slot| fleet.client(slot)).collect();
-    thread::scope(|scope| {
-        let clients: Vec<_> = (0..setup.clients)
-            .map(|number| {
-                let node = number % setup.nodes;
-                let address = addresses[node];
-                scope.spawn(move || clients::run(shared, number as u32, node as u32, address, seed))
-            })
-            .collect();
-        let observers: Vec<_> = (addresses.iter().enumerate())
-            .map(|(slot, address)| scope.spawn(move || observer::watch(shared, seen, slot, *address)))
-            .collect();
-        // On this thread, because a server ends with the thread that started it.
-        let done = Nemesis::new(fleet, shared, seed, &setup.faults).run(setup.seconds);
-        if done.is_err() {
-            shared.failed.store(true, Ordering::Relaxed);
-        } else {
-            thread::sleep(AFTERGLOW);
-        }
-        shared.stop.store(true, Ordering::Relaxed);
-        let panicked = |_| Error::Check("a thread panicked".to_owned());
-        let mut history = Vec::new();
-        let mut failed = None;
-        for client in clients {
-            match client.join().map_err(panicked)? {
-                Ok(ops) => history.extend(ops),
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
-        for observer in observers {
-            failed = observer.join().map_err(panicked)?.err().or(failed);
-        }
-        let done = done?;
-        failed.map_or(Ok((history, done)), Err)
-    })
+    Ok(Outcome { recorded, audited })
 }
 
 /// The stopped server's files: opening them checks the state against its own root.
@@ -244,12 +213,12 @@ fn check_files(fleet: &Fleet, slot: usize) -> Result<()> {
     programs::captured(command.arg("check").arg("--data-dir").arg(fleet.data_dir(slot))).map(|_| ())
 }
 
-fn report(outcome: &Outcome, seen: &Seen) {
-    let Audited { searched, revision, unanswered, compared, applied } = outcome.audited;
-    let faults: u64 = outcome.done.faults.values().sum();
+fn report(Outcome { recorded, audited }: &Outcome, seen: &Seen) {
+    let Audited { searched, revision, unanswered, compared, applied, leased, watched } = audited;
+    let faults: u64 = recorded.done.faults.values().sum();
     println!(
         "  {} operations, {faults} faults, {} terms with a leader, {} root comparisons at {} indexes",
-        outcome.history.len(),
+        recorded.history.len(),
         seen.elections(),
         seen.comparisons,
         seen.indexes
@@ -261,6 +230,19 @@ fn report(outcome: &Outcome, seen: &Seen) {
     println!(
         "  revisions 2 to {revision} dense, {unanswered} of them without an answer; {compared} answers as of their revision; \
          all nodes at applied index {applied}"
+    );
+    println!(
+        "  {} leases: {} expired, {} revoked; {} renewals, {} looks, {} keys that went with them",
+        leased.granted, leased.expired, leased.revoked, leased.renewed, leased.looks, leased.keys
+    );
+    println!(
+        "  {} watchers on {} connections: {} events, {} with the record before, {} times progress, {} fragments",
+        recorded.watches.iter().map(|watch| watch.watchers).sum::<u64>(),
+        recorded.watches.iter().map(|watch| watch.connections).sum::<u64>(),
+        watched.events,
+        watched.previous,
+        watched.progress,
+        watched.fragments
     );
 }
 

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::http::{self, Parser, READ_BYTES};
 use crate::node::Kind;
 
+/// What a refusal ends with if the lease that was named does not exist.
+pub(crate) const NO_LEASE: &str = "requested lease not found";
+
 /// What became of a request.
 #[derive(Debug)]
 pub(crate) enum Reply {
@@ -91,7 +94,9 @@ impl Rpc {
         let text = format!("{status} {message}");
         let known = match self.kind {
             Kind::Tally => !message.is_empty() && body["outcome"].as_str() != Some("unknown"),
-            Kind::Etcd => message.ends_with("too many requests") || message.ends_with("not supported for learner"),
+            Kind::Etcd => {
+                ["too many requests", "not supported for learner", NO_LEASE].iter().any(|end| message.ends_with(end))
+            }
         };
         if known { Reply::Refused(text) } else { Reply::Unknown(text) }
     }
@@ -130,7 +135,7 @@ impl Rpc {
 }
 
 /// A short name for what broke a connection, the same for all ways to say it.
-fn kind_of(error: &io::Error) -> String {
+pub(crate) fn kind_of(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no answer in time".to_owned(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::audit::Audited;
-use super::nemesis::Done;
+use super::crew::Recorded;
 use super::observer::Seen;
 use crate::error::{Error, Result};
+use crate::linear::leases::{Ask, LeaseOp, Told};
 use crate::linear::{Action, Op, Outcome};
 
 /// What is said before the sections of the page.
@@ -27,6 +28,14 @@ operation without an answer may take effect at any time, or never. A run passes 
   one revision, and on one connection to one node not even a serializable read goes back;
 - the store's own past, read back revision by revision at the end, has no gap, holds every acknowledged change, nothing that was
   refused and nothing twice, and is what every answer showed as of its revision, serializable reads included;
+- leases live as long as they were promised: none ends before its last acknowledged renewal (counted from when that was sent) is a
+  time to live old unless somebody revoked it, none is late once nothing is broken, none comes back, all its keys go in one revision
+  and in order, and the time that is told to be left only falls unless somebody renews it (but for the second that a new leader may
+  add); an end is a deletion that nobody requested, and the only kind there may be;
+- watchers are told the store's past, all of it from their start to the last revision or progress they were told, and nothing else:
+  in order, once, all events of a revision in one message (or in fragments), with the right record and the right one before it,
+  none at or below a revision that they had been told to have all of; whoever reconnects, mostly to another node, goes on where he
+  was. At the end all must have been told everything, and after a compaction those who need what is gone are cancelled, no others;
 - at every applied index at which two replicas could be compared they had the same state root (every node tells the roots of its
   last checkpoints all the time), no term had two leaders, and no applied index went back;
 - no server ended that was not told to, removed members ended by themselves with status 0, and after every fault that was healed all
@@ -55,6 +64,12 @@ pub(crate) struct Totals {
     samples: u64,
     recovery_max: Duration,
     audited: Audited,
+    streams: u64,
+    watchers: u64,
+    /// Watchers that their clients cancelled.
+    cancelled: u64,
+    /// Answers to questions for progress.
+    answers: u64,
 }
 
 impl Totals {
@@ -64,19 +79,21 @@ impl Totals {
     }
 
     /// Adds a run that passed.
-    pub(crate) fn add(
-        &mut self,
-        seed: u64,
-        loaded: Duration,
-        history: &[Op],
-        done: &Done,
-        seen: &Seen,
-        audited: Audited,
-    ) {
+    pub(crate) fn add(&mut self, seed: u64, recorded: &Recorded, seen: &Seen, audited: Audited) {
+        let done = &recorded.done;
         self.seeds.push(seed);
-        self.loaded += loaded;
-        for op in history {
+        self.loaded += recorded.loaded;
+        for op in &recorded.history {
             *self.operations.entry(kind(op)).or_default() += 1;
+        }
+        for op in &recorded.leases {
+            *self.operations.entry(lease_kind(op)).or_default() += 1;
+        }
+        for watch in &recorded.watches {
+            self.streams += watch.connections;
+            self.watchers += watch.watchers;
+            self.cancelled += watch.cancelled;
+            self.answers += watch.answers;
         }
         done.faults.iter().for_each(|(name, count)| *self.faults.entry(name).or_default() += count);
         seen.counters.iter().for_each(|(name, count)| *self.counters.entry(name).or_default() += count);
@@ -94,6 +111,22 @@ impl Totals {
         sum.unanswered += new.unanswered;
         sum.compared += new.compared;
         sum.applied += new.applied;
+        let (sum, new) = (&mut self.audited.leased, audited.leased);
+        sum.granted += new.granted;
+        sum.renewed += new.renewed;
+        sum.revoked += new.revoked;
+        sum.expired += new.expired;
+        sum.looks += new.looks;
+        sum.keys += new.keys;
+        let (sum, new) = (&mut self.audited.watched, audited.watched);
+        sum.segments += new.segments;
+        sum.events += new.events;
+        sum.previous += new.previous;
+        sum.progress += new.progress;
+        sum.fragments += new.fragments;
+        sum.several += new.several;
+        sum.complete += new.complete;
+        sum.cancelled += new.cancelled;
     }
 
     /// Adds what requests failed with.
@@ -125,6 +158,24 @@ impl Totals {
             ("operations in those searches", audited.searched.operations as u64),
             ("of these, of unknown outcome and never seen", audited.searched.maybes as u64),
             ("records in answers compared with the store's past", audited.compared),
+            ("leases granted", audited.leased.granted),
+            ("leases that expired", audited.leased.expired),
+            ("leases revoked", audited.leased.revoked),
+            ("lease renewals", audited.leased.renewed),
+            ("looks at the time a lease has left", audited.leased.looks),
+            ("keys that went with their lease, all in one revision", audited.leased.keys),
+            ("watch streams", self.streams),
+            ("watchers", self.watchers),
+            ("connections of watchers checked against the store's past", audited.watched.segments),
+            ("of these, still there at the end and told everything", audited.watched.complete),
+            ("events checked", audited.watched.events),
+            ("of these, with the record before them", audited.watched.previous),
+            ("events that came with another of their revision", audited.watched.several),
+            ("messages that were fragments", audited.watched.fragments),
+            ("times progress was told to a watcher", audited.watched.progress),
+            ("answers to questions for progress", self.answers),
+            ("watchers cancelled by their clients", self.cancelled),
+            ("watchers cancelled by a compaction", audited.watched.cancelled),
             ("state roots compared between nodes at one index", self.comparisons),
             ("indexes at which they were compared", self.indexes),
             ("looks at a node's term, leader and applied index", self.samples),
@@ -171,11 +222,28 @@ fn kind(op: &Op) -> &'static str {
         (Action::Range { serializable: false, .. }, _) => "range, linearizable",
         (Action::Range { serializable: true, .. }, _) => "range, serializable",
         (_, Outcome::Unknown) => "change of unknown outcome",
+        (_, Outcome::NoLease) => "put that was refused because its lease is gone",
         (_, Outcome::Refused) => "change that was refused",
-        (Action::Put { .. }, _) => "put",
+        (Action::Put { lease: 0, .. }, _) => "put",
+        (Action::Put { .. }, _) => "put with a lease",
+        (Action::End { .. }, _) => "end of a lease",
         (Action::Delete { .. }, _) => "delete",
         (Action::Swap { .. }, Outcome::Swapped { .. }) => "compare and swap, done",
         (Action::Swap { .. }, _) => "compare and swap, not done",
+    }
+}
+
+fn lease_kind(op: &LeaseOp) -> &'static str {
+    match (op.ask, &op.told) {
+        (_, Told::Unknown) => "lease request of unknown outcome",
+        (_, Told::Refused) => "lease request that was refused",
+        (Ask::Grant(_), _) => "lease grant",
+        (Ask::Renew, Told::Gone) => "lease renewal, gone",
+        (Ask::Renew, _) => "lease renewal",
+        (Ask::Look { .. }, Told::Gone) => "lease look, gone",
+        (Ask::Look { .. }, _) => "lease look",
+        (Ask::Revoke, Told::Gone) => "lease revocation, gone",
+        (Ask::Revoke, _) => "lease revocation",
     }
 }
 

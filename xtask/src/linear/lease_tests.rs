@@ -9,7 +9,7 @@ use super::leases::{Ask, Broken, LeaseOp, Leased, Rules, SECOND, Told, check};
 use super::{Timeline, Times, Violation};
 
 const LOOK: Ask = Ask::Look { keys: false };
-const RULES: Rules = Rules { healed: 20 * SECOND, late_max: 2 * SECOND, growth_max: 0 };
+const RULES: Rules = Rules { healed: 20 * SECOND, late_max: 2 * SECOND, growth_max: 0, elections: false };
 
 /// In tenths of a second, so that tests read well.
 fn ask(from: u64, to: u64, ask: Ask, told: Told) -> LeaseOp {
@@ -76,8 +76,12 @@ impl Case {
     }
 
     fn check(&self) -> Result<(Vec<Op>, Leased), Broken> {
+        self.check_by(RULES)
+    }
+
+    fn check_by(&self, rules: Rules) -> Result<(Vec<Op>, Leased), Broken> {
         let times = Times::new(&self.history, HashMap::new());
-        check(&self.ops, &self.history, &self.past, &times, RULES)
+        check(&self.ops, &self.history, &self.past, &times, rules)
     }
 }
 
@@ -171,8 +175,26 @@ fn a_time_to_live_that_starts_again_is_caught() {
     // Unless somebody renewed it meanwhile, or may have.
     case.ops.push(ask(30, 31, Ask::Renew, Told::Unknown));
     case.check().unwrap();
+    // A new leader goes on from the last checkpoint: from twice what was left, at most.
+    let elections = Rules { elections: true, ..RULES };
+    let look = |at, remaining| ask(at, at + 1, LOOK, Told::Seen { remaining, granted: 60, keys: None });
+    let from = |before, after| Case {
+        ops: vec![ask(0, 1, Ask::Grant(60), Told::Granted(60)), look(100, before), look(120, after)],
+        history: Vec::new(),
+        past: Timeline::new(1),
+    };
+    from(50, 60).check_by(elections).unwrap();
+    let late = |remaining| Case {
+        ops: vec![ask(0, 1, Ask::Grant(60), Told::Granted(60)), look(450, 20), look(460, remaining)],
+        history: Vec::new(),
+        past: Timeline::new(1),
+    };
+    late(42).check_by(elections).unwrap();
+    assert!(matches!(late(43).check_by(elections).unwrap_err(), Broken::Grew { .. }));
+    assert!(matches!(late(21).check_by(RULES).unwrap_err(), Broken::Grew { .. }));
     // More than was ever granted.
-    let found = Case::new().with(ask(30, 31, Ask::Renew, Told::Renewed(3))).with(seen(32, 5, None)).check().unwrap_err();
+    let found =
+        Case::new().with(ask(30, 31, Ask::Renew, Told::Renewed(3))).with(seen(32, 5, None)).check().unwrap_err();
     assert!(matches!(found, Broken::Grew { .. }), "{found}");
 }
 

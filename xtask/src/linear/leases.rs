@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::history::{Action, Key, Lease, Op, Outcome, Write};
-use super::times::Times;
 use super::timeline::Timeline;
+use super::times::Times;
 
 /// Nanoseconds of a second.
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -65,7 +65,9 @@ pub(crate) struct LeaseOp {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
     /// It ended before its time, and nobody had revoked it.
-    #[error("lease {lease} ended early: it was promised until {promised:.3} s and known to be gone at {gone:.3} s, from {from}")]
+    #[error(
+        "lease {lease} ended early: it was promised until {promised:.3} s and known to be gone at {gone:.3} s, from {from}"
+    )]
     Early { lease: Lease, promised: f64, gone: f64, from: String },
     /// It was there after it had gone.
     #[error("lease {lease} came back: gone by {gone:.3} s, and then {from}")]
@@ -100,9 +102,15 @@ pub(crate) struct Rules {
     pub(crate) healed: u64,
     /// How long after its time a lease may still be there then, in nanoseconds.
     pub(crate) late_max: u64,
-    /// How many seconds the told time to live may grow by without a renewal (what a new leader does not know, and adds).
+    /// How many seconds the told time to live may grow by without a renewal: what a new leader adds for the election.
     pub(crate) growth_max: i64,
+    /// Whether there can have been new leaders, which know what was left only as of the last checkpoint: that is made when
+    /// half of what was left at the one before is used up, or [`CHECKPOINT`] seconds.
+    pub(crate) elections: bool,
 }
+
+/// The longest time between two checkpoints of a lease, in seconds.
+const CHECKPOINT: i64 = 300;
 
 /// What was checked.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -246,7 +254,8 @@ impl Life<'_> {
 
     /// Whether it was there for a request that began after this time.
     fn seen_after(&self, time: u64) -> bool {
-        let there = |told: &Told| matches!(told, Told::Granted(_) | Told::Renewed(_) | Told::Seen { .. } | Told::Revoked);
+        let there =
+            |told: &Told| matches!(told, Told::Granted(_) | Told::Renewed(_) | Told::Seen { .. } | Told::Revoked);
         self.ops.iter().any(|op| op.invoked > time && there(&op.told))
             || self.puts.iter().any(|put| put.invoked > time && put.made().is_some())
     }
@@ -333,7 +342,9 @@ impl Life<'_> {
             {
                 // Both are whole seconds of something between.
                 let passed = ((op.invoked - earlier.completed) / SECOND) as i64;
-                if remaining > (known - passed).max(0) + 1 + rules.growth_max {
+                let left = (known - passed).max(0) + 1;
+                let checkpointed = if rules.elections { (2 * (known + 1)).min(known + 1 + CHECKPOINT) } else { left };
+                if remaining > left.max(checkpointed) + rules.growth_max {
                     return Err(grew(earlier));
                 }
             }

@@ -78,7 +78,8 @@ impl Timeline {
     /// Whether a key was attached to a lease between two revisions: at some time, or always.
     pub(super) fn had_lease(&self, key: Key, first: i64, last: i64, lease: Lease, always: bool) -> bool {
         let of = |stored: &Option<Stored>| stored.map_or(0, |stored| stored.lease) == lease;
-        let meanwhile = self.changes.get(&key).into_iter().flat_map(|changes| changes.range(first + 1..=last.max(first + 1)));
+        let meanwhile =
+            self.changes.get(&key).into_iter().flat_map(|changes| changes.range(first + 1..=last.max(first + 1)));
         let mut meanwhile = meanwhile.map(|(_, stored)| of(stored));
         let before = self.lease_of(key, first) == lease;
         if always { before && meanwhile.all(|was| was) } else { before || meanwhile.any(|was| was) }

@@ -153,7 +153,8 @@ pub(crate) struct Watched {
 
 /// A record's fingerprint; never 0.
 pub(crate) fn fingerprint(stored: &Stored) -> u64 {
-    let figures = [stored.value, stored.created as u64, stored.modified as u64, stored.version as u64, stored.lease as u64];
+    let figures =
+        [stored.value, stored.created as u64, stored.modified as u64, stored.version as u64, stored.lease as u64];
     figures.iter().fold(1, |print, figure| mix(print ^ figure).wrapping_add(print << 1)).max(1)
 }
 
@@ -287,6 +288,10 @@ impl<'run> Told<'run> {
                     End::Complete => format!("to have everything up to {to}"),
                     End::Broken | End::Compacted(_) => format!("of progress up to {to}"),
                 };
+                let (Segment { start, created, events, .. }, newest) = (segment, segment.events.last());
+                let newest = newest.map_or(0, |event| event.revision);
+                let told =
+                    format!("{told} (from {start}, created at {created}, {} events up to {newest})", events.len());
                 Err(Untrue::Lost { who: who(), key: *key, revision: *revision, told })
             }
         }
@@ -347,7 +352,9 @@ fn messages(segment: &Segment, start: i64) -> Result<i64, Untrue> {
             Message::Progress if told < start - 1 => {
                 return header(told, format!("told of progress before the start at {start}"));
             }
-            Message::Progress if told < progress => return header(told, format!("told of progress after one of {progress}")),
+            Message::Progress if told < progress => {
+                return header(told, format!("told of progress after one of {progress}"));
+            }
             Message::Progress => (reached, progress) = (reached.max(told), told),
         }
     }

@@ -60,7 +60,12 @@ pub(crate) fn run(fleet: &mut Fleet, seen: &Mutex<Seen>, recorded: &Recorded) ->
     let (revision, applied) = recorded.last;
     let past = past(fleet, &recorded.history, revision)?;
     let times = Times::new(&recorded.history, arrivals(recorded));
-    let rules = Rules { healed: recorded.healed, late_max: LATE.as_nanos() as u64, growth_max: GROWTH_SECONDS };
+    let rules = Rules {
+        healed: recorded.healed,
+        late_max: LATE.as_nanos() as u64,
+        growth_max: GROWTH_SECONDS,
+        elections: !recorded.done.faults.is_empty(),
+    };
     let (ends, leased) = leases::check(&recorded.leases, &recorded.history, &past, &times, rules).map_err(check)?;
     let history = [recorded.history.clone(), ends].concat();
     let (facts, searched) = linear::check(&history).map_err(check)?;
@@ -266,7 +271,10 @@ fn pages<T>(
     let mut from = api::PREFIX.as_bytes().to_vec();
     let to = api::base64(b"t0");
     let mut found = Vec::new();
-    while revision > 0 {
+    if revision < 1 {
+        return Ok(found);
+    }
+    loop {
         let key = api::base64(&from);
         let body = format!(r#"{{"key":"{key}","range_end":"{to}","revision":"{revision}","limit":"500"{only}}}"#);
         let answer = rpc.ask("/v3/kv/range", &body, LIMIT)?;

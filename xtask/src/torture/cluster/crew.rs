@@ -47,7 +47,13 @@ struct Writers<'scope> {
 }
 
 /// Runs everybody, side by side.
-pub(crate) fn run(setup: &Setup, seed: u64, fleet: &mut Fleet, shared: &Shared, seen: &Mutex<Seen>) -> Result<Recorded> {
+pub(crate) fn run(
+    setup: &Setup,
+    seed: u64,
+    fleet: &mut Fleet,
+    shared: &Shared,
+    seen: &Mutex<Seen>,
+) -> Result<Recorded> {
     let addresses: Vec<SocketAddr> = (0..fleet.slots()).map(|slot| fleet.client(slot)).collect();
     let addresses = &addresses;
     thread::scope(|scope| {

@@ -62,8 +62,14 @@ fn wait_compacted(fleet: &Fleet, slot: usize, compacted: i64) -> Result<()> {
 
 /// Watchers from revisions around the compaction, on one stream; what they were told until they had been told everything.
 fn watch(kind: Kind, slot: usize, address: SocketAddr, compacted: i64, last: i64) -> Result<Vec<Segment>> {
-    let all =
-        Spec { interest: Interest::All, puts: true, deletions: true, previous: false, notified: false, fragments: false };
+    let all = Spec {
+        interest: Interest::All,
+        puts: true,
+        deletions: true,
+        previous: false,
+        notified: false,
+        fragments: false,
+    };
     // The record before an event at the compaction is compacted itself, so only later ones carry it for certain.
     let after = Spec { previous: true, ..all };
     let starts = [(1, all), (compacted - 1, all), (compacted, all), (compacted + 1, after), (last, after)];
@@ -96,7 +102,7 @@ fn watch(kind: Kind, slot: usize, address: SocketAddr, compacted: i64, last: i64
         }
         let done = segments.iter().all(|segment| match segment.end {
             End::Compacted(_) => true,
-            End::Broken | End::Complete => segment.responses.last().is_some_and(|response| i64::from(response.revision) >= last),
+            End::Broken | End::Complete => reached(segment) >= last,
         });
         if done || (!open && arrived.elapsed() > QUIET) {
             break;
@@ -113,6 +119,14 @@ fn watch(kind: Kind, slot: usize, address: SocketAddr, compacted: i64, last: i64
         segment.end = End::Complete;
     }
     Ok(segments)
+}
+
+/// Up to which revision a segment has been told everything. The header of a message with events does not say it: it tells
+/// how far the store is.
+fn reached(segment: &Segment) -> i64 {
+    let progress = segment.responses.iter().filter(|response| response.message == Message::Progress);
+    let progress = progress.map(|response| i64::from(response.revision)).max().unwrap_or(0);
+    progress.max(segment.events.last().map_or(0, |event| i64::from(event.revision)))
 }
 
 fn take(segments: &mut [Segment], heard: Heard) -> std::result::Result<(), String> {

@@ -22,10 +22,12 @@ const LIMIT: Duration = Duration::from_secs(8);
 const LIMIT_SHORT: Duration = Duration::from_millis(200);
 /// Time to live of the lease that every lessee has from the beginning to the end, in seconds.
 const LONG: i64 = 600;
+/// Time to live of the leases whose remainder is looked at, and that are never renewed, in seconds.
+const WANING: i64 = 40;
 /// The longest pause between two requests, in microseconds.
 const THINK_US: u64 = 250_000;
 /// How long a lessee stays with one lease after it could have ended.
-const LINGER: Duration = Duration::from_secs(3);
+const LINGER: Duration = Duration::from_millis(1500);
 
 /// What is to become of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,14 +65,17 @@ pub(crate) fn run(shared: &Shared, number: u32, node: u32, address: SocketAddr, 
 
 impl Lessee<'_> {
     fn live(&mut self) -> Result<()> {
-        let mut long = None;
+        let (mut long, mut waning) = (None, None);
         while !self.client.shared.ending() {
-            if long.is_none() {
-                long = self.grant(LONG)?;
-            }
-            if let Some((lease, first)) = long {
+            for (kept, ttl) in [(&mut long, LONG), (&mut waning, WANING)] {
+                let Some((lease, first)) = *kept else {
+                    *kept = self.grant(ttl)?;
+                    continue;
+                };
                 self.attach(lease, first, 1)?;
-                self.look(lease)?;
+                if self.look(lease)? == Told::Gone {
+                    *kept = None;
+                }
             }
             let ttl = 1 + self.client.rng.below(3) as i64;
             if let Some((lease, first)) = self.grant(ttl)? {
@@ -78,7 +83,14 @@ impl Lessee<'_> {
                 self.attach(lease, first, keys)?;
                 self.meet(lease, first, ttl)?;
             }
+            // And some that nobody thinks of any more.
+            if let Some((lease, first)) = self.grant(1)? {
+                self.attach(lease, first, 2)?;
+            }
             self.client.think(THINK_US);
+        }
+        if let Some((lease, _)) = waning {
+            self.ask(lease, Ask::Revoke)?;
         }
         Ok(())
     }

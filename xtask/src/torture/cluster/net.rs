@@ -20,6 +20,9 @@ const DELAY: [&str; 4] = ["netem", "delay", "60ms", "30ms"];
 /// What it does elsewhere: less than the nodes have to say to each other.
 const RATE: [&str; 7] = ["tbf", "rate", "400kbit", "burst", "4kb", "latency", "300ms"];
 
+/// What the kernel keeps of a connection for a client that does not read it: least, usual, most, in bytes.
+const WINDOW: &str = "4096 16384 65536";
+
 /// The nodes' network.
 #[derive(Debug)]
 pub(crate) struct Network {
@@ -66,6 +69,9 @@ impl Network {
         }
         let forward = std::path::Path::new("/proc/sys/net/ipv4/ip_forward");
         std::fs::write(forward, "1").map_err(Error::file("write", forward))?;
+        // Clients are here: whoever does not read is felt by the server soon.
+        let window = std::path::Path::new("/proc/sys/net/ipv4/tcp_rmem");
+        std::fs::write(window, WINDOW).map_err(Error::file("write", window))?;
         self.delays = tc("v0", None, &DELAY).is_ok();
         if self.delays {
             untc("v0", None)?;

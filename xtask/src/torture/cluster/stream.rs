@@ -20,11 +20,27 @@ const LINE_BYTES_MAX: usize = 256 << 20;
 /// What a stream said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Heard {
-    Created { id: i64, revision: i64 },
-    Events { id: i64, revision: i64, fragment: bool, events: Vec<Event> },
+    Created {
+        id: i64,
+        revision: i64,
+    },
+    Events {
+        id: i64,
+        revision: i64,
+        fragment: bool,
+        events: Vec<Event>,
+    },
     /// Of one watcher, or of all of the stream if the id is -1.
-    Progress { id: i64, revision: i64 },
-    Canceled { id: i64, created: bool, compacted: i64, reason: String },
+    Progress {
+        id: i64,
+        revision: i64,
+    },
+    Canceled {
+        id: i64,
+        created: bool,
+        compacted: i64,
+        reason: String,
+    },
     /// The stream is over: why.
     Failed(String),
 }
@@ -173,7 +189,8 @@ pub(crate) fn heard(line: &Value, now: u64) -> Result<Heard, String> {
         return Ok(Heard::Progress { id, revision });
     }
     let arrived_ms = u32::try_from(now.div_ceil(1_000_000)).map_err(|_| "a run of 49 days".to_owned())?;
-    let events = events.iter().map(|event| one(event, arrived_ms).map_err(|why| format!("{why}: {}", api::shown(event))));
+    let events =
+        events.iter().map(|event| one(event, arrived_ms).map_err(|why| format!("{why}: {}", api::shown(event))));
     Ok(Heard::Events { id, revision, fragment: flag("fragment"), events: events.collect::<Result<_, _>>()? })
 }
 

@@ -158,6 +158,7 @@ fn flags(kind: Kind, rest: &[String]) -> Vec<String> {
     // Not every etcd has it.
     if kind == Kind::Tally {
         defaults.push(("snapshot-catchup-entries", "100"));
+        defaults.push(("watch-progress-notify-interval", "300ms"));
     }
     let given = |name: &str| {
         rest.iter().any(|flag| flag.strip_prefix("--").is_some_and(|flag| flag.split('=').next() == Some(name)))

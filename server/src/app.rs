@@ -26,7 +26,7 @@ use crate::grpc::Grpc;
 use crate::health::{Health, version_routes};
 use crate::http::{BindError, Bound, Connections, Front, Http, Http2, Limits};
 use crate::identity::Ids;
-use crate::jobs::{self, Schedule, Sweeper, SweeperConfig};
+use crate::jobs::{self, Lessor, Schedule, Sweeper, SweeperConfig};
 use crate::join::{Enrolment, JoinError, enrol, texts};
 use crate::leadership::Leadership;
 use crate::metrics::{Metrics, Network, Observed, Sizes, Sources};
@@ -87,6 +87,7 @@ pub struct ShutdownError(#[from] tally_raftnode::ShutdownError);
 /// A server that accepts requests until it is shut down. Dropping it closes its listeners at once.
 pub struct Server {
     node: Node,
+    lessor: Arc<Lessor>,
     /// What this member says about itself once it has a leader.
     member: Member,
     clients: Listening,
@@ -213,6 +214,7 @@ impl Server {
         jobs::refresh_sizes(&node, &sizes);
         let election = Duration::from_millis(config.election_ms);
         let leadership = Arc::new(Leadership::new(node.clone(), Arc::clone(&network), ids.member, election));
+        let lessor = Lessor::new(node.clone(), config.election_ms);
         let health = Arc::new(Health::new(node.clone(), config.request_timeout()));
         let api_metrics = Arc::new(api::Metrics::new(config.extensive_metrics)?);
         let metrics = Arc::new(Metrics::new()?);
@@ -220,6 +222,7 @@ impl Server {
         api_metrics.register(metrics.registry())?;
         metrics.add(Sources {
             node: node.clone(),
+            lessor: Arc::clone(&lessor),
             network,
             health: Arc::clone(&health),
             connections: Arc::clone(&connections),
@@ -237,6 +240,7 @@ impl Server {
         background.spawn(Arc::clone(&peer_connections).reap());
         background.spawn(jobs::watch_sizes(node.clone(), Arc::clone(&sizes)));
         background.spawn(Arc::clone(&leadership).follow());
+        background.spawn(Arc::clone(&lessor).run());
         let check_interval = Duration::from_millis(config.auto_compaction_check_ms);
         if let Some(schedule) = Schedule::new(config.auto_compaction, check_interval) {
             background.spawn(jobs::compact(schedule, node.clone()));
@@ -246,6 +250,7 @@ impl Server {
         background.spawn(api::watch::monitor(Arc::clone(&watches), node.clone(), election));
         let state = api::State::new(api::Parts {
             node: node.clone(),
+            lessor: Arc::clone(&lessor),
             leadership,
             cluster_id: ids.cluster,
             member_id: ids.member,
@@ -273,6 +278,7 @@ impl Server {
             peer_addresses: addresses(&listeners.peers),
             waiting: Some(Waiting { listeners: listeners.clients, front: client_front }),
             node,
+            lessor,
         };
         // The others may be waiting for this member's vote.
         let peer_routes = Arc::new(Front::for_peers(server.node.peer_router().merge(version_routes())));
@@ -346,6 +352,9 @@ impl Server {
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         self.waiting = None;
         self.clients.listeners.shutdown().await;
+        // Streams that never end by themselves, and what the next leader has to know.
+        self.lessor.stop();
+        self.lessor.note_all().await;
         // Whatever still comes in waits for the next leader, and is answered by it through this member.
         self.node.hand_over().await;
         self.watches.stop();
@@ -452,6 +461,14 @@ fn api_limits(config: &Config) -> api::Limits {
         request_bytes_max: config.max_request_bytes,
         txn_ops_max: config.max_txn_ops,
         quota_bytes: config.quota_bytes(),
+        lease_ttl_min_s: lease_ttl_min_s(config),
+        election_timeout: Duration::from_millis(config.election_ms),
         request_timeout: config.request_timeout(),
     }
+}
+
+/// As in etcd: one and a half election timeouts, counted in heartbeats, rounded up to a second.
+fn lease_ttl_min_s(config: &Config) -> i64 {
+    let ticks = 3 * (config.election_ms / config.heartbeat_ms.max(1)) / 2;
+    i64::try_from((ticks * config.heartbeat_ms).div_ceil(1_000)).unwrap_or(i64::MAX)
 }

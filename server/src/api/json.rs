@@ -15,9 +15,9 @@ use hyper::{Method, StatusCode};
 
 use crate::api::range::{Begun, Unread};
 use crate::api::stream::Pieces;
-use crate::api::{Route, State, admit, body, cluster, kv, maintenance, watch};
+use crate::api::{Route, State, admit, body, cluster, kv, lease, lease_lines, maintenance, watch};
 use crate::error::ApiError;
-use crate::wire::{Members, RangeWriter, decode, response};
+use crate::wire::{self, EmptyMessage, Members, RangeWriter, decode, response};
 
 /// The body of a result.
 enum Answer {
@@ -72,6 +72,12 @@ async fn handle(state: &Arc<State>, request: Request) -> Response {
             Err(error) => refusal(&error),
         };
     }
+    if route == Route::LeaseKeepAlive {
+        return match lease_lines::lines(state, requires_leader, request.into_body()).await {
+            Ok(lines) => success(lines),
+            Err(error) => refusal(&error),
+        };
+    }
     let running = state.metrics.begin(route, None);
     let result = match body::read(request.into_body(), state.body_bytes_max).await {
         Ok(body) => {
@@ -110,6 +116,21 @@ async fn answer(state: &State, route: Route, requires_leader: bool, body: &[u8])
             response::txn(&state.header(reply.revision), &reply)
         }
         Route::Compact => response::header_only(&state.header(kv::compact(state, decode(body)?).await?)),
+        Route::LeaseGrant => {
+            let granted = lease::grant(state, decode(body)?).await?;
+            wire::lease::granted(&state.header(granted.revision), &granted)
+        }
+        Route::LeaseRevoke => response::header_only(&state.header(lease::revoke(state, decode(body)?).await?)),
+        Route::LeaseTimeToLive => {
+            let left = lease::time_to_live(state, decode(body)?).await?;
+            wire::lease::time_to_live(&state.header(left.revision), &left)
+        }
+        Route::LeaseLeases => {
+            let EmptyMessage = decode(body)?;
+            let (revision, ids) = lease::list(state).await?;
+            wire::lease::leases(&state.header(revision), &ids)
+        }
+        Route::LeaseKeepAlive => return Err(ApiError::Defect { what: "a stream was called as a unary RPC" }),
         Route::Alarm => {
             let (revision, alarms) = maintenance::alarm(state, decode(body)?).await?;
             response::alarms(&state.header(revision), &alarms)

@@ -99,6 +99,7 @@ pub(crate) async fn move_leader(state: &State, message: TransferMessage) -> Resu
         return Err(ApiError::NotLeader);
     }
     if target != state.member_id {
+        state.lessor.note_all().await;
         state.node.transfer_leader(target).await.map_err(|error| match error {
             TransferError::NotLeader => ApiError::NotLeader,
             TransferError::BadTarget { .. } => ApiError::BadTransferee,

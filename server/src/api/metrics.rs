@@ -323,7 +323,7 @@ mod tests {
             r#"etcd_server_request_duration_seconds_count{success="true",type="put"} 1"#,
             r#"etcd_server_request_duration_seconds_count{success="false",type="txn"} 2"#,
             r#"etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 2"#,
-            r#"etcd_server_client_requests_total{client_api_version="3.6",type="stream"} 3"#,
+            r#"etcd_server_client_requests_total{client_api_version="3.6",type="stream"} 4"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

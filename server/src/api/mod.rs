@@ -26,6 +26,8 @@ mod body;
 pub(crate) mod cluster;
 mod json;
 pub(crate) mod kv;
+pub(crate) mod lease;
+mod lease_lines;
 pub(crate) mod maintenance;
 mod metrics;
 mod propose;

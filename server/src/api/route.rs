@@ -90,6 +90,11 @@ rpcs! {
     DeleteRange = "etcdserverpb.KV" "DeleteRange" Unary "delete_range" ["kv/deleterange"];
     Txn = "etcdserverpb.KV" "Txn" Unary "txn" ["kv/txn"];
     Compact = "etcdserverpb.KV" "Compact" Unary "compaction" ["kv/compaction"];
+    LeaseGrant = "etcdserverpb.Lease" "LeaseGrant" Unary "lease_grant" ["lease/grant"];
+    LeaseRevoke = "etcdserverpb.Lease" "LeaseRevoke" Unary "lease_revoke" ["lease/revoke", "kv/lease/revoke"];
+    LeaseKeepAlive = "etcdserverpb.Lease" "LeaseKeepAlive" BidiStream "lease_keep_alive" ["lease/keepalive"];
+    LeaseTimeToLive = "etcdserverpb.Lease" "LeaseTimeToLive" Unary "lease_time_to_live" ["lease/timetolive", "kv/lease/timetolive"];
+    LeaseLeases = "etcdserverpb.Lease" "LeaseLeases" Unary "lease_leases" ["lease/leases", "kv/lease/leases"];
     Alarm = "etcdserverpb.Maintenance" "Alarm" Unary "alarm" ["maintenance/alarm"];
     Watch = "etcdserverpb.Watch" "Watch" BidiStream "watch" ["watch"];
     Status = "etcdserverpb.Maintenance" "Status" Unary "status" ["maintenance/status"];

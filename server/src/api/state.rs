@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::api::metrics::Metrics;
 use crate::api::watch::Watches;
 use crate::error::{ApiError, Effect};
+use crate::jobs::Lessor;
 use crate::leadership::Leadership;
 use crate::metrics::Sizes;
 use crate::preflight::{self, Quota};
@@ -30,6 +31,10 @@ pub(crate) struct Limits {
     pub(crate) txn_ops_max: usize,
     /// What the store may hold (`quota-backend-bytes`); `None` is no limit.
     pub(crate) quota_bytes: Option<u64>,
+    /// The least time to live of a lease, in seconds; shorter ones are raised to it.
+    pub(crate) lease_ttl_min_s: i64,
+    /// After so long without a leader there is an election.
+    pub(crate) election_timeout: Duration,
     /// How long a request may wait for consensus before its answer is that nobody knows (5 s + 2 × election timeout).
     pub(crate) request_timeout: Duration,
 }
@@ -38,6 +43,7 @@ pub(crate) struct Limits {
 pub(crate) struct Parts {
     pub(crate) node: Node,
     pub(crate) leadership: Arc<Leadership>,
+    pub(crate) lessor: Arc<Lessor>,
     /// The size of the store, which a job refreshes.
     pub(crate) sizes: Arc<Sizes>,
     pub(crate) metrics: Arc<Metrics>,
@@ -52,6 +58,7 @@ pub(crate) struct Parts {
 /// What the handlers share.
 pub(crate) struct State {
     pub(crate) node: Node,
+    pub(crate) lessor: Arc<Lessor>,
     pub(crate) leadership: Arc<Leadership>,
     pub(crate) sizes: Arc<Sizes>,
     pub(crate) metrics: Arc<Metrics>,
@@ -66,6 +73,8 @@ pub(crate) struct State {
     pub(crate) request_bytes_max: usize,
     pub(crate) body_bytes_max: usize,
     pub(crate) txn_ops_max: usize,
+    pub(crate) lease_ttl_min_s: i64,
+    pub(crate) election_timeout: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) watches: Arc<Watches>,
     identity: Identity,
@@ -73,11 +82,12 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { node, leadership, sizes, metrics, cluster_id, member_id, version, limits, watches } = parts;
+        let Parts { node, lessor, leadership, sizes, metrics, cluster_id, member_id, version, limits, watches } = parts;
         let request_bytes_max = usize::try_from(limits.request_bytes_max).unwrap_or(usize::MAX);
         Self {
             status: node.status(),
             node,
+            lessor,
             leadership,
             sizes,
             metrics,
@@ -90,6 +100,8 @@ impl State {
             request_bytes_max,
             body_bytes_max: preflight::body_bytes_max(request_bytes_max),
             txn_ops_max: limits.txn_ops_max,
+            lease_ttl_min_s: limits.lease_ttl_min_s,
+            election_timeout: limits.election_timeout,
             request_timeout: limits.request_timeout,
             watches,
             identity: Identity::new(cluster_id, member_id),

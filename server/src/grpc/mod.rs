@@ -18,6 +18,7 @@ mod convert;
 mod error;
 mod head;
 mod health;
+mod lease;
 mod messages;
 mod range_stream;
 mod reply;

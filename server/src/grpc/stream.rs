@@ -13,7 +13,7 @@ use crate::api::{Route, State};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
 use crate::grpc::reply::{self, Answers, Reply};
-use crate::grpc::{Call, Messages, health, range_stream, watch};
+use crate::grpc::{Call, Messages, health, lease, range_stream, watch};
 
 pub(super) async fn answer(state: &Arc<State>, call: Call) -> Response<Reply> {
     let admitted = call.admit(state);
@@ -46,6 +46,7 @@ async fn begin(
     match route {
         Route::RangeStream => range_stream::answers(state, single(state, route, messages).await?).await,
         Route::Watch => watch::answers(state, requires_leader, messages),
+        Route::LeaseKeepAlive => Ok(lease::keep_alive(state, requires_leader, messages)),
         Route::HealthWatch => Ok(health::watch(state, &single(state, route, messages).await?)),
         _ => Err(ApiError::Defect { what: "a unary RPC was called as a stream" }),
     }

@@ -11,7 +11,7 @@ use crate::api::{Route, State, Whole, cluster, kv, maintenance};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
 use crate::grpc::reply::{self, Reply};
-use crate::grpc::{Call, health, write};
+use crate::grpc::{Call, health, lease, write};
 use crate::proto::etcdserverpb as pb;
 use crate::wire::Members;
 
@@ -126,6 +126,9 @@ async fn rarer(state: &State, route: Route, message: Bytes) -> Result<Bytes, Api
         Route::MemberAdd | Route::MemberRemove | Route::MemberUpdate | Route::MemberList | Route::MemberPromote => {
             members(state, route, message).await?
         }
+        Route::LeaseGrant | Route::LeaseRevoke | Route::LeaseTimeToLive | Route::LeaseLeases => {
+            lease::unary(state, route, message).await?
+        }
         Route::HealthCheck => health::check(state, &decode(message)?)?,
         Route::Range
         | Route::Put
@@ -133,6 +136,7 @@ async fn rarer(state: &State, route: Route, message: Bytes) -> Result<Bytes, Api
         | Route::Txn
         | Route::Watch
         | Route::RangeStream
+        | Route::LeaseKeepAlive
         | Route::HealthWatch => {
             return Err(ApiError::Defect { what: "a call was answered as another" });
         }

@@ -1,6 +1,7 @@
-//! What a server does by itself: automatic compaction, the sweep after compactions, and looking at sizes.
+//! What a server does by itself: automatic compaction, the sweep after compactions, keeping leases, and looking at sizes.
 
 mod compactor;
+mod lease;
 mod sweeper;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tally_raftnode::{EncodedCommand, Node};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 pub(crate) use compactor::Schedule;
+pub(crate) use lease::{Lessor, RenewError};
 pub(crate) use sweeper::{Sweeper, SweeperConfig};
 
 use crate::metrics::Sizes;

@@ -7,6 +7,7 @@
 //! do not notice, and which keeps `promtool check metrics` clean.
 
 mod figure;
+mod leases;
 mod network;
 mod node;
 mod observed;
@@ -29,7 +30,8 @@ pub(crate) use node::{Sizes, Sources};
 pub(crate) use observed::Observed;
 
 /// Metrics whose etcd type does not agree with their etcd name. Prometheus takes them as untyped.
-const UNDECLARED: [&str; 19] = [
+const UNDECLARED: [&str; 20] = [
+    "etcd_debugging_lease_ttl_total",
     "etcd_debugging_mvcc_keys_total",
     "etcd_debugging_mvcc_pending_events_total",
     "etcd_debugging_mvcc_slow_watcher_total",
@@ -70,6 +72,7 @@ impl Metrics {
 
     /// Adds what is read from `sources` at each scrape.
     pub(crate) fn add(&self, sources: Sources) -> Result<(), prometheus::Error> {
+        leases::register(&self.registry, &sources.node, &sources.lessor)?;
         node::figures(&Arc::new(sources)).into_iter().try_for_each(|figure| figure.register(&self.registry))
     }
 

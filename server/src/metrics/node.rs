@@ -11,6 +11,7 @@ use super::{Figure, Network};
 use crate::config::{API_VERSION, VERSION};
 use crate::health::{Check, Health, Tally};
 use crate::http::{Connections, descriptor_limit};
+use crate::jobs::Lessor;
 
 /// Sizes of the database, refreshed by a job.
 #[derive(Debug, Default)]
@@ -24,6 +25,7 @@ pub(crate) struct Sizes {
 /// What the figures are read from.
 pub(crate) struct Sources {
     pub(crate) node: Node,
+    pub(crate) lessor: Arc<Lessor>,
     pub(crate) network: Arc<Network>,
     pub(crate) health: Arc<Health>,
     pub(crate) connections: Arc<Connections>,

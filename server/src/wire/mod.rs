@@ -11,6 +11,7 @@
 
 mod base64;
 mod convert;
+pub(crate) mod lease;
 mod objects;
 mod read;
 mod request;
@@ -20,6 +21,7 @@ pub(crate) mod watch;
 mod write;
 
 pub(crate) use convert::{delete_range, put, range, txn};
+pub(crate) use lease::{LeaseGrantMessage, LeaseMessage, LeaseTimeToLiveMessage};
 pub(crate) use objects::Objects;
 pub(crate) use read::DecodeError;
 pub(crate) use request::{

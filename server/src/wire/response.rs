@@ -37,7 +37,7 @@ impl Identity {
 
 impl Header<'_> {
     /// The beginning of a response, with room for `capacity` bytes in all.
-    fn begin(&self, capacity: usize) -> Vec<u8> {
+    pub(super) fn begin(&self, capacity: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(capacity + HEADER_BYTES);
         self.append(&mut out);
         out

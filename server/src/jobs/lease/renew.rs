@@ -1,0 +1,236 @@
+//! Renewals and times to live: what is asked of any member, and answered by the leader.
+//!
+//! Everything that waits at one moment goes to the leader in one question, and shares one confirmation of leadership there.
+//! What cannot be decided at once (a note has to be cleared through the log, a revocation is on its way) changes to a
+//! second, slow lane, so that the others need not wait for it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tally_lease::Renewal;
+use tally_raftnode::{AskError, BoxFuture, LeaderHandler};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::Lessor;
+use super::message::{
+    RENEW, Renewed, TIME_TO_LIVE, integer, read_integer, read_renew_answer, read_renew_question, renew_answer,
+    renew_question,
+};
+
+/// Renewals that may wait on this member.
+const WAITING_MAX: usize = 100_000;
+/// Renewals in one question.
+const QUESTION_MAX: usize = 4_000;
+/// How long the leader takes to find out what it cannot tell at once, before it has others ask again.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// Why a lease was not renewed, or its time not found out. It may have been renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RenewError {
+    #[error("there is no leader")]
+    NoLeader,
+    #[error("the leader did not answer in time")]
+    TimedOut,
+    #[error("more than {WAITING_MAX} renewals are waiting")]
+    TooMany,
+    #[error("this member is stopping")]
+    Stopped,
+}
+
+impl From<AskError> for RenewError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::NoLeader => Self::NoLeader,
+            AskError::TimedOut | AskError::TooLarge { .. } => Self::TimedOut,
+            AskError::Fatal(_) => Self::Stopped,
+        }
+    }
+}
+
+type Answer = oneshot::Sender<Result<i64, RenewError>>;
+
+/// Renewals on their way to the leader, one question at a time.
+pub(super) struct Lane {
+    waiting: Mutex<Vec<(i64, Answer)>>,
+    begin: Notify,
+    /// Has the leader wait for what decides.
+    slow: bool,
+}
+
+impl Lane {
+    pub(super) fn new(slow: bool) -> Lane {
+        Lane { waiting: Mutex::default(), begin: Notify::new(), slow }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(i64, Answer)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn join(&self, id: i64, answer: Answer) {
+        let mut waiting = self.lock();
+        if waiting.len() >= WAITING_MAX {
+            // Nobody waits for it if this fails; likewise below.
+            let _ = answer.send(Err(RenewError::TooMany));
+            return;
+        }
+        waiting.push((id, answer));
+        if waiting.len() == 1 {
+            self.begin.notify_one();
+        }
+    }
+
+    /// Whoever waits longest goes first.
+    fn take(&self) -> Vec<(i64, Answer)> {
+        let mut waiting = self.lock();
+        let count = waiting.len().min(QUESTION_MAX);
+        let rest = waiting.split_off(count);
+        if !rest.is_empty() {
+            self.begin.notify_one();
+        }
+        std::mem::replace(&mut *waiting, rest)
+    }
+
+    pub(super) async fn run(&self, lessor: &Lessor) {
+        loop {
+            self.begin.notified().await;
+            // Whoever is about to run gets to join.
+            tokio::task::yield_now().await;
+            let mut asking = self.take();
+            // Nobody waits for these any more.
+            asking.retain(|(_, answer)| !answer.is_closed());
+            if asking.is_empty() {
+                continue;
+            }
+            let ids: Vec<i64> = asking.iter().map(|(id, _)| *id).collect();
+            match lessor.ask_renew(self.slow, &ids).await {
+                Ok(renewed) => asking.into_iter().zip(renewed).for_each(|((id, answer), one)| match one {
+                    Renewed::For(seconds) => _ = answer.send(Ok(seconds)),
+                    Renewed::Gone => _ = answer.send(Ok(0)),
+                    Renewed::Later => lessor.slow.join(id, answer),
+                }),
+                Err(error) => asking.into_iter().for_each(|(_, answer)| _ = answer.send(Err(error))),
+            }
+        }
+    }
+}
+
+impl Lessor {
+    /// Renews a lease: its time to live in seconds, or 0 if there is no such lease (any more). Linearizable.
+    ///
+    /// # Errors
+    /// [`RenewError`].
+    pub(crate) async fn renew(&self, id: i64) -> Result<i64, RenewError> {
+        let (answer, answered) = oneshot::channel();
+        self.quick.join(id, answer);
+        answered.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// What is left of a lease in seconds, rounded down; none if there is no such lease. Linearizable.
+    ///
+    /// # Errors
+    /// [`RenewError`].
+    pub(crate) async fn time_to_live(&self, id: i64) -> Result<Option<i64>, RenewError> {
+        let _place = self.asking.acquire().await.map_err(|_| RenewError::Stopped)?;
+        let answer = self.node.ask_leader(TIME_TO_LIVE, integer(id)).await?;
+        let seconds = read_integer(&answer).ok_or(RenewError::TimedOut)?;
+        Ok((seconds >= 0).then_some(seconds))
+    }
+
+    async fn ask_renew(&self, wait: bool, ids: &[i64]) -> Result<Vec<Renewed>, RenewError> {
+        let answer = self.node.ask_leader(RENEW, renew_question(wait, ids)).await?;
+        read_renew_answer(answer, ids.len()).ok_or_else(|| {
+            tracing::error!("the leader's answer to a renewal of leases cannot be read");
+            RenewError::TimedOut
+        })
+    }
+
+    /// Renews here, on the leader; none if this member does not lead. With `wait`, what cannot be decided at once is waited
+    /// for, a moment.
+    async fn renew_here(&self, wait: bool, ids: &[i64]) -> Option<Vec<Renewed>> {
+        let deadline = Instant::now() + WAIT;
+        let mut turned = self.turned.subscribe();
+        let mut renewed = vec![Renewed::Later; ids.len()];
+        loop {
+            turned.mark_unchanged();
+            let (term, noted) = self.renew_once(ids, &mut renewed).await?;
+            if !wait || !renewed.contains(&Renewed::Later) || Instant::now() >= deadline {
+                return Some(renewed);
+            }
+            if !noted.is_empty() {
+                if !self.clear_notes(term, &noted).await {
+                    return Some(renewed);
+                }
+            } else if !matches!(timeout_at(deadline, turned.changed()).await, Ok(Ok(()))) {
+                return Some(renewed);
+            }
+        }
+    }
+
+    /// Decides what can be decided now of those that are not decided yet. Returns the term, and the leases whose notes have
+    /// to be cleared first.
+    async fn renew_once(&self, ids: &[i64], renewed: &mut [Renewed]) -> Option<(u64, Vec<i64>)> {
+        // The clock first: if leadership is confirmed after it, nobody else has ended anything by then.
+        let now_ms = self.clock.now_ms();
+        let term = self.node.confirm_leadership().await.ok()??;
+        let mut state = self.lock();
+        if state.term() != Some(term) {
+            return None;
+        }
+        state.follow(now_ms);
+        let leases = state.office.as_ref()?.1.leases();
+        let (mut noted, mut count) = (Vec::new(), 0);
+        for (id, one) in ids.iter().zip(renewed).filter(|(_, one)| **one == Renewed::Later) {
+            // A lease that the table has no more is never renewed, whatever the queue has heard.
+            let Some(lease) = leases.get(*id) else {
+                *one = Renewed::Gone;
+                continue;
+            };
+            match state.queue.renew(*id, lease, now_ms) {
+                Renewal::Renewed { ttl_s } => {
+                    *one = Renewed::For(ttl_s);
+                    count += 1;
+                }
+                Renewal::Noted => noted.push(*id),
+                // The one is settled, the other revoked, before long.
+                Renewal::Noting | Renewal::Expired => {}
+                Renewal::NotPrimary => return None,
+            }
+        }
+        self.renewed.fetch_add(count, Ordering::Relaxed);
+        Some((term, noted))
+    }
+
+    async fn time_here(&self, id: i64) -> Option<i64> {
+        let now_ms = self.clock.now_ms();
+        let term = self.node.confirm_leadership().await.ok()??;
+        let mut state = self.lock();
+        if state.term() != Some(term) {
+            return None;
+        }
+        state.follow(now_ms);
+        let Some(lease) = state.office.as_ref()?.1.leases().get(id) else { return Some(-1) };
+        // What the queue has not heard of was granted this very moment.
+        Some(state.queue.time_to_live(id, now_ms).unwrap_or(lease.granted_s))
+    }
+}
+
+/// A question holds the lessor only while it is answered, and the node knows it weakly, so neither keeps the other alive.
+impl LeaderHandler for Lessor {
+    fn answer(self: Arc<Self>, kind: u8, question: Bytes) -> BoxFuture<Option<Bytes>> {
+        async move {
+            match kind {
+                RENEW => {
+                    let (wait, ids) = read_renew_question(question)?;
+                    Some(renew_answer(&self.renew_here(wait, &ids).await?))
+                }
+                TIME_TO_LIVE => Some(integer(self.time_here(read_integer(&question)?).await?)),
+                _ => None,
+            }
+        }
+        .boxed()
+    }
+}

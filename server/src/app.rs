@@ -352,12 +352,11 @@ impl Server {
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         self.waiting = None;
         self.clients.listeners.shutdown().await;
-        // Streams that never end by themselves, and what the next leader has to know.
-        self.lessor.stop();
         self.lessor.note_all().await;
         // Whatever still comes in waits for the next leader, and is answered by it through this member.
         self.node.hand_over().await;
         self.watches.stop();
+        self.lessor.stop();
         self.clients.connections.drain(self.patience).await;
         self.close().await
     }
@@ -367,6 +366,7 @@ impl Server {
     pub(crate) async fn abandon(mut self) -> Result<(), ShutdownError> {
         self.clients.listeners.shutdown().await;
         self.watches.stop();
+        self.lessor.stop();
         self.clients.connections.drain(REMOVED_PATIENCE).await;
         self.close().await
     }

@@ -30,8 +30,10 @@ pub(crate) use node::{Sizes, Sources};
 pub(crate) use observed::Observed;
 
 /// Metrics whose etcd type does not agree with their etcd name. Prometheus takes them as untyped.
-const UNDECLARED: [&str; 20] = [
-    "etcd_debugging_lease_ttl_total",
+const UNDECLARED: [&str; 22] = [
+    "etcd_debugging_lease_ttl_total_bucket",
+    "etcd_debugging_lease_ttl_total_count",
+    "etcd_debugging_lease_ttl_total_sum",
     "etcd_debugging_mvcc_keys_total",
     "etcd_debugging_mvcc_pending_events_total",
     "etcd_debugging_mvcc_slow_watcher_total",

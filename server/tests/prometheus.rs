@@ -11,26 +11,13 @@ mod http;
 mod servers;
 
 use std::io::Write;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use common::ports;
+use common::scraper::{Prometheus, find};
 use http::{Client, Request};
 use servers::Server;
-
-fn find(variable: &str, program: &str) -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os(variable) {
-        return Some(PathBuf::from(path));
-    }
-    let path = std::env::var_os("PATH")?;
-    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
-    if found.is_none() {
-        eprintln!("SKIPPED: no {program} found; set {variable} to one, or let `cargo xtask test` install it");
-    }
-    found
-}
 
 fn post(client: &mut Client, path: &str, body: &str) {
     let request = Request { method: "POST", path: path.to_owned(), body: body.as_bytes().to_vec() };
@@ -90,67 +77,11 @@ fn check(promtool: &Path, metrics: &[u8]) {
     assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
 }
 
-/// A Prometheus that scrapes one target every 200 ms, ended when dropped.
-struct Prometheus {
-    child: Child,
-    client: Client,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Prometheus {
-    fn start(program: &Path, target: SocketAddr) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("prometheus.yml");
-        let text = format!(
-            "global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\nscrape_configs:\n  - job_name: tally-etcd\n    \
-             static_configs: [{{targets: ['{target}']}}]\n"
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut command = Command::new(program);
-        command
-            .arg(format!("--config.file={}", config.display()))
-            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
-            .arg("--web.listen-address=127.0.0.1:0");
-        // From here on it answers, if only that it is not ready; whoever asks for a value asks again.
-        let (child, line) = servers::start(&mut command, "Listening on").unwrap_or_else(|said| panic!("{said}"));
-        let address = line.split("address=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
-        Self { child, client: Client::new(address), _dir: dir }
-    }
-
-    /// The newest value of a series, if it was scraped.
-    fn value(&mut self, series: &str) -> Option<f64> {
-        let path = format!("/api/v1/query?query={series}");
-        let answer = self.client.send(&Request { method: "GET", path, body: Vec::new() });
-        let body: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
-        body["data"]["result"][0]["value"][1].as_str()?.parse().ok()
-    }
-
-    /// Waits until the series satisfies the condition; Prometheus can only be asked, so this asks again and again.
-    fn wait(&mut self, series: &str, holds: impl Fn(f64) -> bool) -> f64 {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            match self.value(series) {
-                Some(value) if holds(value) => return value,
-                other => assert!(Instant::now() < deadline, "{series} is {other:?} after 60 s"),
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
 #[test]
 fn prometheus_sees_totals_revision_and_applied_index_move() {
-    let Some(program) = find("TALLY_TEST_PROMETHEUS", "prometheus") else { return };
     let tally = Server::tally();
     let mut client = Client::new(tally.address());
-    let mut prometheus = Prometheus::start(&program, tally.address());
+    let Some(mut prometheus) = Prometheus::start(&[tally.address().to_string()]) else { return };
     prometheus.wait("up", |up| up == 1.0);
     const SERIES: [&str; 6] = [
         "etcd_mvcc_put_total",

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::authority::Authority;
 use super::connections::Connection;
-use super::pings::{FAREWELL, Frames, Judge, is_ping};
+use super::pings::{DATA, FAREWELL, Frames, HEADERS, Judge, is_ping};
 
 /// How every HTTP/2 connection begins, and no HTTP/1.1 request.
 const HTTP2_BEGINS: &[u8] = b"PRI";
@@ -20,6 +21,8 @@ pub(super) struct Reporting<S> {
     /// Whether the first bytes have been seen, and what they said.
     http2: Option<bool>,
     pings: Option<Box<Pings>>,
+    /// Until it is known that the client's requests are as they should be.
+    authority: Option<Authority>,
 }
 
 /// Watches over a client's pings.
@@ -38,14 +41,18 @@ impl<S> Reporting<S> {
             let (read, written) = (Frames::of_client(), Frames::default());
             Box::new(Pings { read, written, judge: Judge::new(interval_min), farewell: None })
         });
-        Reporting { socket, connection, http2: None, pings }
+        Reporting { socket, connection, http2: None, pings, authority: Some(Authority::new()) }
     }
 
-    fn has_read(&mut self, new: &[u8]) {
+    fn has_read(&mut self, new: &mut [u8]) {
         let http2 = *self.http2.get_or_insert_with(|| new.starts_with(HTTP2_BEGINS));
         self.connection.on_read(http2);
         if !http2 {
             self.pings = None;
+            self.authority = None;
+        }
+        if self.authority.as_mut().is_some_and(|authority| !authority.pass(new)) {
+            self.authority = None;
         }
         let Some(pings) = &mut self.pings else { return };
         let Pings { read, judge, farewell, .. } = &mut **pings;
@@ -64,7 +71,12 @@ impl<S> Reporting<S> {
             let mut left = *bytes;
             for slice in written {
                 let part = left.min(slice.len());
-                pings.written.pass(&slice[..part], |_, _| ());
+                // A client may measure how long an answer takes with every part of it that it is sent.
+                pings.written.pass(&slice[..part], |kind, _| {
+                    if matches!(kind, DATA | HEADERS) {
+                        self.connection.on_answer();
+                    }
+                });
                 left -= part;
             }
         }
@@ -91,7 +103,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
-        let new = &buf.filled()[before..];
+        let new = &mut buf.filled_mut()[before..];
         if !new.is_empty() {
             self.has_read(new);
         }

@@ -1,5 +1,6 @@
 //! HTTP/1.1 and HTTP/2 on one port: the accept loop and the life of a connection.
 
+mod authority;
 mod connections;
 mod front;
 mod io;

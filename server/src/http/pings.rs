@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// Bytes before the first frame of a client.
 const PREFACE_BYTES: usize = 24;
 const HEAD_BYTES: usize = 9;
+/// The frames that an answer is made of.
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
 const PING: u8 = 6;
 const ACK: u8 = 1;
 /// So many pings may come too early; the next one ends the connection.

@@ -4,15 +4,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
 pub use super::ports::free_ports;
-use super::{Answer, Launch, PATIENCE, Tally, bare, directory};
+use super::{Answer, Launch, PATIENCE, Tally, directory, program};
 
 /// Between two looks at something that can only be asked for.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often a cluster is begun anew because a port was taken between choosing it and using it.
 const ATTEMPTS: usize = 5;
+
+/// `--initial-cluster-token`, where it is not given.
+const DEFAULT_TOKEN: &str = "etcd-cluster";
 
 /// Some members, each with its own directory and ports, which it keeps.
 pub struct Cluster {
@@ -22,6 +26,8 @@ pub struct Cluster {
     pub flags: Vec<String>,
     /// `--initial-cluster` of the founders.
     pub founders: String,
+    /// What members run.
+    pub program: PathBuf,
 }
 
 /// One member, running or not.
@@ -30,6 +36,7 @@ pub struct Member {
     pub client: u16,
     pub peer: u16,
     pub data: PathBuf,
+    program: PathBuf,
     process: Option<Tally>,
 }
 
@@ -46,11 +53,11 @@ pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
 }
 
 impl Member {
-    fn new(root: &Path, number: usize) -> Member {
+    fn new(root: &Path, program: &Path, number: usize) -> Member {
         let ports = free_ports(2);
         let name = format!("n{number}");
         let data = root.join(&name);
-        Member { name, client: ports[0], peer: ports[1], data, process: None }
+        Member { name, client: ports[0], peer: ports[1], data, program: program.to_owned(), process: None }
     }
 
     pub fn peer_url(&self) -> String {
@@ -74,13 +81,23 @@ impl Member {
     /// Its command line without what says which cluster it belongs to.
     pub fn launch(&self) -> Launch {
         let client = format!("http://127.0.0.1:{}", self.client);
-        bare()
+        program(&self.program)
             .arg(&format!("--name={}", self.name))
             .arg(&format!("--data-dir={}", self.data.display()))
             .arg(&format!("--listen-client-urls={client}"))
             .arg(&format!("--advertise-client-urls={client}"))
             .arg(&format!("--listen-peer-urls={}", self.peer_url()))
             .arg(&format!("--initial-advertise-peer-urls={}", self.peer_url()))
+    }
+}
+
+/// Gives the founders their ports so that the order of their names is that of their ids, which is the order of every list that a
+/// server makes of them: so the answers of two clusters can be compared. (Ids come of the peer URL and the cluster's token.)
+fn order_by_id(members: &mut [Member]) {
+    let mut ports: Vec<(u16, u16)> = members.iter().map(|member| (member.peer, member.client)).collect();
+    ports.sort_by_key(|(peer, _)| Sha1::digest(format!("http://127.0.0.1:{peer}{DEFAULT_TOKEN}")).to_vec());
+    for (member, (peer, client)) in members.iter_mut().zip(ports) {
+        (member.peer, member.client) = (peer, client);
     }
 }
 
@@ -92,21 +109,26 @@ impl Cluster {
 
     /// The same with more flags.
     pub fn with(size: usize, flags: &[&str]) -> Cluster {
+        Cluster::of(Path::new(env!("CARGO_BIN_EXE_tally")), size, flags)
+    }
+
+    /// The same of another program that takes etcd's flags, such as etcd.
+    pub fn of(program: &Path, size: usize, flags: &[&str]) -> Cluster {
         for _ in 0..ATTEMPTS {
-            if let Some(cluster) = Cluster::try_start(size, flags) {
+            if let Some(cluster) = Cluster::try_start(program, size, flags) {
                 return cluster;
             }
         }
         panic!("no cluster could be started: every time a port was taken");
     }
 
-    fn try_start(size: usize, flags: &[&str]) -> Option<Cluster> {
-        let mut cluster = Cluster::prepare(size, flags);
+    fn try_start(program: &Path, size: usize, flags: &[&str]) -> Option<Cluster> {
+        let mut cluster = Cluster::prepare_of(program, size, flags);
         for at in 0..size {
             cluster.spawn(at);
         }
         for at in 0..size {
-            let taken = |line: &String| line.contains("cannot listen on");
+            let taken = |line: &String| line.contains("cannot listen on") || line.contains("address already in use");
             match cluster.members[at].process().try_ready() {
                 Ok(()) => {}
                 Err(log) if log.iter().any(taken) => return None,
@@ -118,10 +140,16 @@ impl Cluster {
 
     /// A cluster of which nothing runs yet.
     pub fn prepare(size: usize, flags: &[&str]) -> Cluster {
+        Cluster::prepare_of(Path::new(env!("CARGO_BIN_EXE_tally")), size, flags)
+    }
+
+    fn prepare_of(program: &Path, size: usize, flags: &[&str]) -> Cluster {
         let root = directory();
-        let members: Vec<Member> = (0..size).map(|number| Member::new(root.path(), number)).collect();
+        let mut members: Vec<Member> = (0..size).map(|number| Member::new(root.path(), program, number)).collect();
+        order_by_id(&mut members);
         let founders = members.iter().map(Member::named_url).collect::<Vec<_>>().join(",");
-        Cluster { root, members, flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), founders }
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Cluster { root, members, flags, founders, program: program.to_owned() }
     }
 
     fn flagged(&self, launch: Launch) -> Launch {
@@ -173,7 +201,7 @@ impl Cluster {
     /// A place for one more member, which does not run yet.
     pub fn grow(&mut self) -> usize {
         let at = self.members.len();
-        let member = Member::new(self.root.path(), at);
+        let member = Member::new(self.root.path(), &self.program, at);
         self.members.push(member);
         at
     }

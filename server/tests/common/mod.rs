@@ -15,6 +15,7 @@ use tempfile::TempDir;
 pub mod cluster;
 pub mod grpc;
 pub mod ports;
+pub mod scraper;
 pub mod watch;
 
 /// How long anything may take before a test gives up. Nothing waits for it when all is well.
@@ -49,7 +50,12 @@ pub fn directory() -> TempDir {
 
 /// The binary without any flags and with an empty environment.
 pub fn bare() -> Launch {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tally"));
+    program(Path::new(env!("CARGO_BIN_EXE_tally")))
+}
+
+/// Some server of the kind, Tally or etcd, without any flags and with an empty environment.
+pub fn program(path: &Path) -> Launch {
+    let mut command = Command::new(path);
     command.env_clear().stdin(Stdio::null());
     Launch { command }
 }
@@ -149,7 +155,15 @@ impl Tally {
     /// Waits until clients are served.
     pub fn ready(&mut self) {
         let ready = self.wait_for("ready to serve client requests");
-        self.address = field(&ready, "address");
+        self.note_address(&ready);
+    }
+
+    /// Tally tells where it serves; etcd does not, and is where it was told to be.
+    fn note_address(&mut self, ready: &str) {
+        let told = field(ready, "address");
+        if told != "null" {
+            self.address = told;
+        }
     }
 
     /// Waits until clients are served, or the process ends: then its log is the error.
@@ -160,7 +174,7 @@ impl Tally {
                 Ok(line) => {
                     self.log.push(line.clone());
                     if line.contains("ready to serve client requests") {
-                        self.address = field(&line, "address");
+                        self.note_address(&line);
                         return Ok(());
                     }
                 }

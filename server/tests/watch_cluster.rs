@@ -11,6 +11,19 @@ use serde_json::json;
 /// More than the windows and socket buffers of a connection between members.
 const IN_FLIGHT_MIB: usize = 40;
 
+/// Writes until the log is cut beyond all that can be on its way to a member that has been paused.
+fn cut_off(cluster: &Cluster, leader: usize, value: &str) {
+    let node = cluster.node(leader);
+    for _ in 0..IN_FLIGHT_MIB {
+        node.put("big", value);
+    }
+    let goal = cluster.applied(leader) as f64;
+    eventually("the log is cut beyond what the member has", || {
+        node.put("big", value);
+        (node.metric("tally_log_purged_index") >= goal).then_some(())
+    });
+}
+
 /// A MiB of text that takes a MiB on disk as well.
 fn incompressible() -> String {
     let mut state = 1_u64;
@@ -58,13 +71,8 @@ fn a_state_that_is_received_takes_the_watchers_over() {
         assert_eq!(number(&watch.result()["header"]["revision"]), revisions[0]);
     }
     node.signal("STOP");
-    let purged = cluster.node(leader).metric("tally_log_purged_index");
-    let value = incompressible();
     revisions.push(cluster.node(leader).put("k", "missed"));
-    eventually("the log is cut beyond what the member has", || {
-        cluster.node(leader).put("big", &value);
-        (cluster.node(leader).metric("tally_log_purged_index") > purged + 5.0).then_some(())
-    });
+    cut_off(&cluster, leader, &incompressible());
     revisions.push(cluster.node(leader).put("k", "missed, too"));
     node.signal("CONT");
     cluster.wait_level(behind);
@@ -100,18 +108,12 @@ fn a_state_whose_compaction_is_beyond_the_watcher_cancels_it() {
     let mut watch = JsonWatch::on(&node.address, key("k"));
     node.signal("STOP");
     let value = incompressible();
-    // More than what the connection to it can hold: none of what follows is on its way to it already.
-    for _ in 0..IN_FLIGHT_MIB {
-        cluster.node(leader).put("big", &value);
-    }
-    let purged = cluster.node(leader).metric("tally_log_purged_index");
+    // None of what follows is on its way to it already.
+    cut_off(&cluster, leader, &value);
     cluster.node(leader).put("k", "missed");
     let revision = cluster.node(leader).put("k", "kept");
     cluster.node(leader).ok("/v3/kv/compaction", &json!({"revision": revision}));
-    eventually("the log is cut beyond what the member has", || {
-        cluster.node(leader).put("big", &value);
-        (cluster.node(leader).metric("tally_log_purged_index") > purged + 5.0).then_some(())
-    });
+    cut_off(&cluster, leader, &value);
     node.signal("CONT");
     let canceled = watch.result();
     assert_eq!((&canceled["canceled"], number(&canceled["compact_revision"])), (&json!(true), revision), "{canceled}");

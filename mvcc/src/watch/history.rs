@@ -17,7 +17,7 @@ use super::event::Event;
 use super::spec::Filters;
 use super::topic::Topic;
 use crate::error::{Corruption, ReadError, Rejection};
-use crate::index::{Rev, Revision};
+use crate::index::Revision;
 use crate::record::{self, Record};
 use crate::records::Afterwards;
 use crate::shared::Shared;
@@ -115,19 +115,16 @@ fn read_key(view: &View, cursor: &Cursor, budget: &mut Budget) -> Outcome {
     if cursor.next < compact {
         return Outcome::Compacted { compact, current };
     }
-    let revs: Vec<Rev> = view
-        .at
-        .tree
-        .get(cursor.topic.start())
-        .map_or_else(Vec::new, |history| history.since(cursor.next).take(budget.events + 1).collect());
-    let (mut events, mut reached) = (Vec::new(), current);
-    for (place, rev) in revs.iter().enumerate() {
-        let new_revision = place == 0 || revs[place - 1].at.main() != rev.at.main();
-        if place > 0 && new_revision && budget.is_spent() {
+    let (mut events, mut reached, mut main) = (Vec::new(), current, 0);
+    let history = view.at.tree.get(cursor.topic.start());
+    for rev in history.iter().flat_map(|history| history.since(cursor.next)) {
+        // One revision may change a key twice, so it is the next revision that ends the piece.
+        if rev.at.main() != main && main != 0 && budget.is_spent() {
             reached = rev.at.main() - 1;
             break;
         }
-        let record = match view.state().fetch_many(&[*rev], Afterwards::Forget) {
+        main = rev.at.main();
+        let record = match view.state().fetch_many(&[rev], Afterwards::Forget) {
             Ok(mut records) => records.remove(0),
             Err(error) => return lost(view, cursor, view.explain(error, rev.at.main())),
         };

@@ -275,8 +275,9 @@ impl Session {
         match delivery {
             Delivery::Events(batch) => Ok(self.changes(batch)),
             Delivery::Progress { id, revision } => Ok(Response::about(id.unwrap_or(NO_WATCHER), revision)),
-            Delivery::Canceled { id, compact_revision, revision } => {
-                Ok(Response { canceled: true, compact_revision, ..Response::about(id, revision) })
+            // As in etcd, this header has no revision: nothing has been delivered up to any.
+            Delivery::Canceled { id, compact_revision, .. } => {
+                Ok(Response { canceled: true, compact_revision, ..Response::about(id, 0) })
             }
             Delivery::Failed(error) => Err(error.into()),
         }

@@ -144,6 +144,22 @@ fn row_39_progress_comes_after_every_event_up_to_it() {
     }
 }
 
+#[test]
+fn row_39_progress_that_waits_to_be_taken_is_not_said_of_a_watcher_that_is_new() {
+    let mut store = Store::new();
+    store.set("a", "1");
+    let mut watching = Watching::new(&store.reader);
+    watching.create(single("b"), 0);
+    watching.stream.request_progress();
+    watching.stream.request_progress();
+    assert!(matches!(watching.step(), Some(Step::Deliver(Delivery::Progress { id: None, revision: 2 }))));
+    let past = watching.create(single("a"), 1);
+    match &watching.drain()[..] {
+        [Delivery::Events(batch), Delivery::Progress { id: None, revision: 2 }] => assert_eq!(batch.id, past),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// #17529: with a slow reader and a compaction, events were lost without a word.
 #[test]
 fn row_40_a_slow_watcher_gets_everything_or_is_canceled() {

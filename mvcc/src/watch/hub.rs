@@ -131,10 +131,10 @@ impl Hub {
         let mut index = lock(&self.index);
         let topic = index.topic(range, self.notified());
         let mut log = topic.log();
-        let group = match log.group_of(signal) {
+        let group = match log.subscribers.group_of(signal) {
             Some(known) => known,
             None => {
-                log.subscribers.push(Subscriber { signal: Arc::clone(signal), group });
+                log.subscribers.add(Subscriber { signal: Arc::clone(signal), group });
                 group
             }
         };
@@ -147,10 +147,10 @@ impl Hub {
     pub(super) fn unsubscribe(&self, topic: &Arc<Topic>, signal: &Arc<Signal>) {
         let mut index = lock(&self.index);
         let mut log = topic.log();
-        log.remove(signal);
+        log.subscribers.remove(signal);
         if log.subscribers.is_empty() {
             // Its events go now; the window's books are put right when their turn comes.
-            log.events = VecDeque::new();
+            log.clear();
             drop(log);
             index.remove(topic);
         }
@@ -206,11 +206,12 @@ impl Index {
             let mut touch = |topic: &Arc<Topic>| {
                 let event = event.get_or_insert_with(|| Arc::new(Event::new(*at, record.clone())));
                 let mut log = topic.log();
-                if log.place == 0 {
+                let place = &mut log.tail().place;
+                if *place == 0 {
                     touched.push(Touched { topic: Arc::clone(topic), events: Vec::new() });
-                    log.place = touched.len() as u32;
+                    *place = touched.len() as u32;
                 }
-                touched[log.place as usize - 1].events.push(Arc::clone(event));
+                touched[*place as usize - 1].events.push(Arc::clone(event));
             };
             if let Some(topic) = exact.get(key) {
                 touch(&topic.0);
@@ -227,8 +228,9 @@ impl Index {
             self.kept_bytes += bytes;
             let count = events.len();
             let mut log = topic.log();
-            log.place = 0;
-            log.events.extend(events);
+            let tail = log.tail();
+            tail.place = 0;
+            tail.events.extend(events);
             wakers.extend(log.subscribers.iter().filter_map(|one| one.signal.mark(one.group)));
             drop(log);
             self.kept.push_back(Kept { topic, events: count, bytes });

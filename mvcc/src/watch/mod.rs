@@ -37,6 +37,7 @@ mod signal;
 mod spec;
 mod stream;
 mod topic;
+mod watcher;
 
 pub use event::{ENCODINGS, Event};
 pub use figures::WatchFigures;

@@ -11,7 +11,8 @@ use super::event::Event;
 use super::history::{Cursor, History, HistoryRead, Outcome};
 use super::signal::News;
 use super::spec::Filters;
-use super::stream::{Batch, Delivery, Place, Step, WatchStream};
+use super::stream::{Batch, Delivery, Step, WatchStream};
+use super::watcher::{Notes, Place};
 
 /// Watchers for which a piece of history is read together.
 const READ_TOGETHER: usize = 64;
@@ -101,8 +102,8 @@ impl WatchStream {
     /// Takes up what a group's log has for its watchers, up to the limits of a batch.
     fn take_up(&mut self, at: u32) {
         let (events_max, bytes_max) = self.batch_limits();
+        self.queued.clear(at);
         let Some(Some(group)) = self.groups.get_mut(at as usize) else { return };
-        group.queued = false;
         let (floor, events, more) = {
             let log = group.topic.log();
             let (events, more) = log.from(group.cursor.max(log.floor), events_max, bytes_max);
@@ -129,7 +130,7 @@ impl WatchStream {
     }
 
     fn watchers_of(&self, group: u32) -> usize {
-        self.groups[group as usize].as_ref().map_or(0, |group| group.watchers.len())
+        self.groups[group as usize].as_ref().map_or(0, |group| group.watchers.as_slice().len())
     }
 
     /// Gives one watcher of a group its share of `events`, which end with revision `last`.
@@ -142,7 +143,7 @@ impl WatchStream {
         last: i64,
         taken: &mut Option<Taken>,
     ) {
-        let id = self.group_mut(group).watchers[place];
+        let id = self.group_mut(group).watchers.as_slice()[place];
         let Some(watcher) = self.watchers.get_mut(&id).filter(|watcher| watcher.place == Place::Level) else { return };
         if watcher.next < floor {
             return self.fall_behind(id);
@@ -171,7 +172,9 @@ impl WatchStream {
 
     fn give(&mut self, id: i64, events: Arc<[Arc<Event>]>, bytes: u64, revision: i64) {
         let Some(watcher) = self.watchers.get_mut(&id) else { return };
-        (watcher.quiet, watcher.due) = (false, false);
+        if watcher.notes != Notes::Unwanted {
+            watcher.notes = Notes::Busy;
+        }
         let (prev_kv, mark) = (watcher.prev_kv, watcher.mark);
         self.post(Delivery::Events(Batch { id, revision, events, prev_kv, mark, bytes }));
     }
@@ -217,7 +220,11 @@ impl WatchStream {
         if std::mem::take(&mut self.tick_due) {
             let mut due = Vec::new();
             for (id, watcher) in &mut self.watchers {
-                if std::mem::take(&mut watcher.due) && watcher.place == Place::Level && watcher.may_be_told(told) {
+                if watcher.notes != Notes::Due {
+                    continue;
+                }
+                watcher.notes = Notes::Quiet;
+                if watcher.place == Place::Level && watcher.may_be_told(told) {
                     due.push(*id);
                 }
             }
@@ -237,21 +244,6 @@ impl WatchStream {
             let figures = &self.shared.hub.figures;
             figures.events.fetch_add(batch.events.len() as u64, std::sync::atomic::Ordering::Relaxed);
         }
-    }
-}
-
-impl super::stream::Watcher {
-    /// Everything before `next` has been given to it, or is not wanted.
-    pub(super) fn advance(&mut self, next: i64) {
-        if next > self.next {
-            self.next = next;
-            self.early = false;
-        }
-    }
-
-    /// Never less than what it has seen, and not before the revision that it waits for.
-    fn may_be_told(&self, told: i64) -> bool {
-        if self.early { told >= self.next } else { told + 1 >= self.next }
     }
 }
 

@@ -13,10 +13,34 @@ pub(super) struct Signal(Mutex<State>);
 struct State {
     /// Groups with news, each once.
     dirty: Vec<u32>,
-    /// One bit per group: whether it is in `dirty`.
-    marked: Vec<u64>,
+    /// Whether a group is in `dirty`.
+    marked: Bits,
     waker: Option<Waker>,
     closed: bool,
+}
+
+/// A set of small numbers.
+#[derive(Default)]
+pub(super) struct Bits(Vec<u64>);
+
+impl Bits {
+    /// Puts a number in; false if it was in.
+    pub(super) fn set(&mut self, number: u32) -> bool {
+        let (word, bit) = (number as usize / 64, 1u64 << (number % 64));
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        let new = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        new
+    }
+
+    /// Takes a number out.
+    pub(super) fn clear(&mut self, number: u32) {
+        if let Some(word) = self.0.get_mut(number as usize / 64) {
+            *word &= !(1u64 << (number % 64));
+        }
+    }
 }
 
 /// What a stream finds when it looks.
@@ -33,12 +57,7 @@ impl Signal {
     /// Notes that a group has news. Returns whom to wake, if the stream sleeps.
     pub(super) fn mark(&self, group: u32) -> Option<Waker> {
         let mut state = lock(&self.0);
-        let (word, bit) = (group as usize / 64, 1u64 << (group % 64));
-        if state.marked.len() <= word {
-            state.marked.resize(word + 1, 0);
-        }
-        if state.marked[word] & bit == 0 {
-            state.marked[word] |= bit;
+        if state.marked.set(group) {
             state.dirty.push(group);
         }
         state.waker.take()
@@ -66,9 +85,7 @@ impl Signal {
             return News::None;
         }
         let State { dirty, marked, .. } = &mut *state;
-        for group in dirty.iter() {
-            marked[*group as usize / 64] &= !(1u64 << (group % 64));
-        }
+        dirty.iter().for_each(|group| marked.clear(*group));
         groups.extend(dirty.drain(..));
         // A burst should not be paid for as long as the stream lives.
         dirty.shrink_to(16);

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::event::Event;
 use super::hub::Subscribed;
-use super::signal::Signal;
-use super::spec::{CreateError, Filters, WatchLimits, WatchSpec};
-use super::topic::Topic;
+use super::signal::{Bits, Signal};
+use super::spec::{CreateError, WatchLimits, WatchSpec};
+use super::watcher::{Group, Ids, Notes, Place, Watcher};
 use crate::error::ReadError;
 use crate::shared::Shared;
 use crate::view::Reader;
@@ -28,6 +28,8 @@ pub struct WatchStream {
     next_serial: u32,
     /// Groups that may have news, each once.
     pub(super) todo: VecDeque<u32>,
+    /// Whether a group is in `todo`.
+    pub(super) queued: Bits,
     /// Watchers that must read history, by id and serial; some of them may be gone.
     pub(super) behind: VecDeque<(i64, u32)>,
     /// Watchers that are not level.
@@ -37,45 +39,6 @@ pub struct WatchStream {
     pub(super) outbox: VecDeque<Delivery>,
     pub(super) progress_requests: u32,
     pub(super) tick_due: bool,
-}
-
-/// The watchers of one range on one stream.
-pub(super) struct Group {
-    pub(super) topic: Arc<Topic>,
-    pub(super) watchers: Vec<i64>,
-    /// At or below the cursor of each level watcher.
-    pub(super) cursor: i64,
-    /// It is in the stream's list of groups to look at.
-    pub(super) queued: bool,
-}
-
-pub(super) struct Watcher {
-    /// The first revision that it has not been given.
-    pub(super) next: i64,
-    pub(super) serial: u32,
-    pub(super) group: u32,
-    pub(super) place: Place,
-    pub(super) filters: Filters,
-    pub(super) prev_kv: bool,
-    pub(super) mark: bool,
-    pub(super) notify: bool,
-    /// No event since the last tick.
-    pub(super) quiet: bool,
-    /// A tick found it quiet, and it has not been told yet how far it is.
-    pub(super) due: bool,
-    /// Its cursor is where it asked to start, which was a revision that was not there.
-    pub(super) early: bool,
-}
-
-/// Where a watcher's next events come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// Its topic's log.
-    Level,
-    /// History, when its turn comes.
-    Behind,
-    /// History that is being read.
-    Reading,
 }
 
 /// What to do next.
@@ -160,6 +123,7 @@ impl Reader {
             next_id: 0,
             next_serial: 0,
             todo: VecDeque::new(),
+            queued: Bits::default(),
             behind: VecDeque::new(),
             lagging: 0,
             reading: false,
@@ -202,7 +166,9 @@ impl WatchStream {
         let serial = self.next_serial;
         self.next_serial = serial.wrapping_add(1);
         if group == offered {
-            self.add_group(group, topic, next);
+            self.add_group(group, Group { topic, watchers: Ids::One(id), cursor: next });
+        } else {
+            self.group_mut(group).watchers.add(id);
         }
         let watcher = Watcher {
             next,
@@ -212,14 +178,12 @@ impl WatchStream {
             filters: spec.filters,
             prev_kv: spec.prev_kv,
             mark: spec.mark,
-            notify: spec.progress_notify,
-            quiet: true,
-            due: false,
+            notes: if spec.progress_notify { Notes::Quiet } else { Notes::Unwanted },
             early: spec.start > revision,
         };
         self.watchers.insert(id, watcher);
-        self.group_mut(group).watchers.push(id);
         self.shared.hub.figures.watchers.add(1);
+        self.take_progress_back();
         // The past is read from history even if a log still has it: what is compacted is compacted, whoever else watches.
         if next <= revision {
             self.fall_behind(id);
@@ -239,13 +203,13 @@ impl WatchStream {
             figures.slow.sub(1);
         }
         let group = self.group_mut(watcher.group);
-        group.watchers.retain(|one| *one != id);
-        if group.watchers.is_empty() {
+        if group.watchers.remove(id) {
             let topic = Arc::clone(&group.topic);
             self.shared.hub.unsubscribe(&topic, &self.signal);
             self.groups[watcher.group as usize] = None;
             self.free.push(watcher.group);
             self.todo.retain(|one| *one != watcher.group);
+            self.queued.clear(watcher.group);
         }
         let mut outbox = std::mem::take(&mut self.outbox);
         outbox.retain(|delivery| {
@@ -272,9 +236,13 @@ impl WatchStream {
     /// Says that a notify interval is over. Watchers that asked for it, had no event since the last one and are level are
     /// told how far they are. O(watchers).
     pub fn tick(&mut self) {
-        for watcher in self.watchers.values_mut().filter(|watcher| watcher.notify) {
-            watcher.due = std::mem::replace(&mut watcher.quiet, true);
-            self.tick_due |= watcher.due;
+        for watcher in self.watchers.values_mut() {
+            watcher.notes = match watcher.notes {
+                Notes::Unwanted => Notes::Unwanted,
+                Notes::Busy => Notes::Quiet,
+                Notes::Quiet | Notes::Due => Notes::Due,
+            };
+            self.tick_due |= watcher.notes == Notes::Due;
         }
     }
 
@@ -290,7 +258,7 @@ impl WatchStream {
 
     /// True if some watcher asked for progress notifications.
     pub fn wants_ticks(&self) -> bool {
-        self.watchers.values().any(|watcher| watcher.notify)
+        self.watchers.values().any(|watcher| watcher.notes != Notes::Unwanted)
     }
 
     /// Goes on with another store, each watcher from its next revision: what it has seen does not come again, even if the
@@ -304,15 +272,15 @@ impl WatchStream {
         let figures = &self.shared.hub.figures;
         figures.watchers.add(self.watchers.len() as u64);
         self.outbox.iter().for_each(|delivery| count(figures, delivery));
-        (self.todo, self.behind) = (VecDeque::new(), VecDeque::new());
+        (self.todo, self.queued, self.behind) = (VecDeque::new(), Bits::default(), VecDeque::new());
         let reading = self.watchers.values().filter(|watcher| watcher.place == Place::Reading).count();
         self.lagging = reading;
         figures.slow.add(reading as u64);
         for at in 0..self.groups.len() {
             let Some(group) = &mut self.groups[at] else { continue };
             let sub = self.shared.hub.subscribe(&group.topic.range(), &self.signal, at as u32);
-            (group.topic, group.cursor, group.queued) = (sub.topic, i64::MAX, false);
-            for id in group.watchers.clone() {
+            (group.topic, group.cursor) = (sub.topic, i64::MAX);
+            for id in group.watchers.as_slice().to_vec() {
                 let watcher = self.watchers.get_mut(&id).expect("a group's watchers exist");
                 if watcher.place != Place::Reading {
                     watcher.place = Place::Level;
@@ -331,9 +299,9 @@ impl WatchStream {
         for group in self.groups.iter().flatten() {
             let (floor, last) = {
                 let log = group.topic.log();
-                (log.floor, log.events.back().map_or(0, |event| event.revision()))
+                (log.floor, log.last().unwrap_or(0))
             };
-            for id in &group.watchers {
+            for id in group.watchers.as_slice() {
                 if let Some(watcher) = self.watchers.get_mut(id)
                     && watcher.place == Place::Level
                     && watcher.next >= floor
@@ -345,6 +313,14 @@ impl WatchStream {
         }
     }
 
+    /// What was to be said of all watchers has not been said yet, and is not true of the one that is new.
+    fn take_progress_back(&mut self) {
+        let before = self.outbox.len();
+        self.outbox.retain(|delivery| !matches!(delivery, Delivery::Progress { id: None, .. }));
+        let taken_back = u32::try_from(before - self.outbox.len()).unwrap_or(u32::MAX);
+        self.progress_requests = self.progress_requests.saturating_add(taken_back);
+    }
+
     fn free_id(&mut self) -> i64 {
         while self.watchers.contains_key(&self.next_id) {
             self.next_id += 1;
@@ -353,11 +329,14 @@ impl WatchStream {
         self.next_id - 1
     }
 
-    fn add_group(&mut self, at: u32, topic: Arc<Topic>, cursor: i64) {
-        let group = Group { topic, watchers: Vec::with_capacity(1), cursor, queued: false };
+    fn add_group(&mut self, at: u32, group: Group) {
         match self.free.pop() {
             Some(free) => self.groups[free as usize] = Some(group),
-            None => self.groups.push(Some(group)),
+            None => {
+                // Most streams have one group.
+                self.groups.reserve_exact(usize::from(self.groups.is_empty()));
+                self.groups.push(Some(group));
+            }
         }
         debug_assert!(self.groups[at as usize].is_some(), "the group is where the hub was told");
     }
@@ -392,9 +371,7 @@ impl WatchStream {
     }
 
     pub(super) fn enqueue(&mut self, group: u32) {
-        if let Some(Some(one)) = self.groups.get_mut(group as usize)
-            && !std::mem::replace(&mut one.queued, true)
-        {
+        if self.groups.get(group as usize).is_some_and(Option::is_some) && self.queued.set(group) {
             self.todo.push_back(group);
         }
     }

@@ -31,12 +31,28 @@ pub(super) enum End {
 /// The newest events of a topic.
 ///
 /// **Invariant**: `events` are all events of the range with revisions from `floor` to the last that the hub was told of.
+///
+/// It is small while nothing happens: there is one for each watched range.
 pub(super) struct Log {
-    pub(super) events: VecDeque<Arc<Event>>,
+    tail: Option<Box<Tail>>,
     pub(super) floor: i64,
-    pub(super) subscribers: Vec<Subscriber>,
+    pub(super) subscribers: Subscribers,
+}
+
+/// What a topic keeps while it has events, or is about to have some.
+#[derive(Default)]
+pub(super) struct Tail {
+    pub(super) events: VecDeque<Arc<Event>>,
     /// While the hub publishes: one more than the topic's place in its list of touched topics.
     pub(super) place: u32,
+}
+
+/// The streams that watch a topic; mostly one.
+#[derive(Default)]
+pub(super) struct Subscribers {
+    first: Option<Subscriber>,
+    #[allow(clippy::box_collection, reason = "a vector in place would make every topic with one stream larger")]
+    rest: Option<Box<Vec<Subscriber>>>,
 }
 
 /// A stream that watches a topic, and which of its groups does.
@@ -66,7 +82,7 @@ impl End {
 
 impl Topic {
     pub(super) fn new(range: &KeyRange, floor: i64) -> Topic {
-        let log = Log { events: VecDeque::new(), floor, subscribers: Vec::with_capacity(1), place: 0 };
+        let log = Log { tail: None, floor, subscribers: Subscribers::default() };
         Topic { start: range.start().into(), end: End::of(range), log: Mutex::new(log) }
     }
 
@@ -107,20 +123,36 @@ impl Topic {
 impl Log {
     /// Forgets the `count` oldest events; together they must be whole revisions.
     pub(super) fn forget(&mut self, count: usize) {
-        if let Some(last) = self.events.drain(..count.min(self.events.len())).next_back() {
+        let Some(tail) = &mut self.tail else { return };
+        if let Some(last) = tail.events.drain(..count.min(tail.events.len())).next_back() {
             self.floor = last.revision() + 1;
         }
-        if self.events.is_empty() {
-            self.events = VecDeque::new();
+        if tail.events.is_empty() {
+            self.tail = None;
         }
+    }
+
+    /// Forgets everything, because nobody is left to tell.
+    pub(super) fn clear(&mut self) {
+        self.tail = None;
+    }
+
+    pub(super) fn tail(&mut self) -> &mut Tail {
+        self.tail.get_or_insert_default()
+    }
+
+    /// The revision of the newest event.
+    pub(super) fn last(&self) -> Option<i64> {
+        Some(self.tail.as_ref()?.events.back()?.revision())
     }
 
     /// Events with revisions from `next` on, up to the end of the revision with which one of the limits is reached, and
     /// whether more follow. `next` must not be below the floor.
     pub(super) fn from(&self, next: i64, events_max: usize, bytes_max: usize) -> (Vec<Arc<Event>>, bool) {
-        let first = self.events.partition_point(|event| event.revision() < next);
         let (mut taken, mut bytes) = (Vec::new(), 0);
-        for event in self.events.range(first..) {
+        let Some(Tail { events, .. }) = self.tail.as_deref() else { return (taken, false) };
+        let first = events.partition_point(|event| event.revision() < next);
+        for event in events.range(first..) {
             let full = taken.len() >= events_max || bytes >= bytes_max;
             if full && taken.last().is_some_and(|last: &Arc<Event>| last.revision() != event.revision()) {
                 return (taken, true);
@@ -130,14 +162,41 @@ impl Log {
         }
         (taken, false)
     }
+}
 
-    pub(super) fn group_of(&self, signal: &Arc<Signal>) -> Option<u32> {
-        self.subscribers.iter().find(|one| Arc::ptr_eq(&one.signal, signal)).map(|one| one.group)
+impl Subscribers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Subscriber> {
+        self.first.iter().chain(self.rest.iter().flat_map(|rest| rest.iter()))
+    }
+
+    /// The group under which a stream watches. O(streams that watch the topic).
+    pub(super) fn group_of(&self, signal: &Arc<Signal>) -> Option<u32> {
+        self.iter().find(|one| Arc::ptr_eq(&one.signal, signal)).map(|one| one.group)
+    }
+
+    pub(super) fn add(&mut self, one: Subscriber) {
+        match &mut self.first {
+            None => self.first = Some(one),
+            Some(_) => self.rest.get_or_insert_default().push(one),
+        }
+    }
+
+    /// O(streams that watch the topic).
     pub(super) fn remove(&mut self, signal: &Arc<Signal>) {
-        if let Some(at) = self.subscribers.iter().position(|one| Arc::ptr_eq(&one.signal, signal)) {
-            self.subscribers.swap_remove(at);
+        let is_it = |one: &Subscriber| Arc::ptr_eq(&one.signal, signal);
+        if self.first.as_ref().is_some_and(is_it) {
+            self.first = self.rest.as_mut().and_then(|rest| rest.pop());
+        } else if let Some(rest) = &mut self.rest
+            && let Some(at) = rest.iter().position(is_it)
+        {
+            rest.swap_remove(at);
+        }
+        if self.rest.as_ref().is_some_and(|rest| rest.is_empty()) {
+            self.rest = None;
         }
     }
 }

@@ -160,7 +160,9 @@ where
 {
     let shared = Arc::clone(&place.connection);
     let place = Arc::new(place);
-    let service = service_fn(move |request| Arc::clone(&front).call(request, Arc::clone(&place)));
+    // In a box, which goes when the response begins: what stands in the future of an HTTP/2 stream stays as long as the
+    // stream, and a watch stream stays for days.
+    let service = service_fn(move |request| Box::pin(Arc::clone(&front).call(request, Arc::clone(&place))));
     let (local, mut streams) = Executor::for_connection();
     let (executor, pings) = match settings {
         Settings::Clients(http2) => (local, Some(http2.client_ping_interval_min).filter(|min| !min.is_zero())),

@@ -1,0 +1,112 @@
+//! What a stream keeps of each watcher, which is little: there may be very many, and most of them idle.
+
+use std::sync::Arc;
+
+use super::spec::Filters;
+use super::topic::Topic;
+
+/// The watchers of one range on one stream.
+pub(super) struct Group {
+    pub(super) topic: Arc<Topic>,
+    pub(super) watchers: Ids,
+    /// At or below the cursor of each level watcher.
+    pub(super) cursor: i64,
+}
+
+/// The watchers of a group; mostly one. Never none while the group exists.
+pub(super) enum Ids {
+    One(i64),
+    #[allow(clippy::box_collection, reason = "a vector in place would make every group with one watcher larger")]
+    Many(Box<Vec<i64>>),
+}
+
+impl Ids {
+    pub(super) fn as_slice(&self) -> &[i64] {
+        match self {
+            Ids::One(id) => std::slice::from_ref(id),
+            Ids::Many(ids) => ids,
+        }
+    }
+
+    pub(super) fn add(&mut self, id: i64) {
+        match self {
+            Ids::One(first) => *self = Ids::Many(Box::new(vec![*first, id])),
+            Ids::Many(ids) => ids.push(id),
+        }
+    }
+
+    /// True if nobody is left.
+    pub(super) fn remove(&mut self, id: i64) -> bool {
+        match self {
+            Ids::One(_) => true,
+            Ids::Many(ids) => {
+                ids.retain(|one| *one != id);
+                ids.is_empty()
+            }
+        }
+    }
+}
+
+pub(super) struct Watcher {
+    /// The first revision that it has not been given.
+    pub(super) next: i64,
+    pub(super) serial: u32,
+    pub(super) group: u32,
+    pub(super) place: Place,
+    pub(super) filters: Filters,
+    pub(super) prev_kv: bool,
+    pub(super) mark: bool,
+    pub(super) notes: Notes,
+    /// Its cursor is where it asked to start, which was a revision that was not there.
+    pub(super) early: bool,
+}
+
+/// Whether a watcher is to be told at a tick how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Notes {
+    /// It did not ask for it.
+    Unwanted,
+    /// It had an event since the last tick.
+    Busy,
+    /// It had none.
+    Quiet,
+    /// A tick found it quiet, and it has not been told yet.
+    Due,
+}
+
+/// Where a watcher's next events come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Its topic's log.
+    Level,
+    /// History, when its turn comes.
+    Behind,
+    /// History that is being read.
+    Reading,
+}
+
+impl Watcher {
+    /// Everything before `next` has been given to it, or is not wanted.
+    pub(super) fn advance(&mut self, next: i64) {
+        if next > self.next {
+            self.next = next;
+            self.early = false;
+        }
+    }
+
+    /// Never less than what it has seen, and not before the revision that it waits for.
+    pub(super) fn may_be_told(&self, told: i64) -> bool {
+        if self.early { told >= self.next } else { told + 1 >= self.next }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There is one of each for every idle watcher.
+    #[test]
+    fn what_a_watcher_takes_is_small() {
+        assert_eq!((size_of::<Watcher>(), size_of::<Option<Group>>(), size_of::<Topic>()), (24, 32, 80));
+    }
+}

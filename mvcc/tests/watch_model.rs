@@ -314,7 +314,9 @@ impl Run {
                 true
             }
             Some(Step::Deliver(Delivery::Events(batch))) => {
-                let compact = self.store().reader.compact_revision();
+                // What a key had before may have been looked up in the replica that was watched before.
+                let compact = self.replicas.iter().map(|replica| replica.store.reader.compact_revision());
+                let compact = compact.max().unwrap();
                 self.check.batch(&batch, compact);
                 true
             }

@@ -158,6 +158,17 @@ pub(crate) enum ApiError {
     Canceled,
     #[error("etcdserver: invalid client api version")]
     BadClientVersion,
+    #[error("mutex: session is expired")]
+    SessionExpired,
+    #[error("election: not leader")]
+    ElectionNotLeader,
+    #[error("election: no leader")]
+    ElectionNoLeader,
+    #[error("\"leader\" field must be provided")]
+    NoLeaderField,
+    /// Of a lock or an election: there etcd passes the text on, and not the code.
+    #[error("{0}")]
+    Unclassified(Box<ApiError>),
     #[error(transparent)]
     Grpc(#[from] ProtocolError),
     #[error("{0}")]
@@ -216,6 +227,11 @@ impl ApiError {
             Self::WrongMethod => Code::Unimplemented,
             // The first has a code of its own in etcd's tables, which its server does not use.
             Self::NotEnoughStarted | Self::TransferTimedOut | Self::Storage { .. } => Code::Unknown,
+            Self::SessionExpired
+            | Self::ElectionNotLeader
+            | Self::ElectionNoLeader
+            | Self::NoLeaderField
+            | Self::Unclassified(_) => Code::Unknown,
             Self::Defect { .. } => Code::Internal,
             Self::DeadlineExceeded(_) => Code::DeadlineExceeded,
             Self::Canceled => Code::Canceled,
@@ -234,8 +250,14 @@ impl ApiError {
             | Self::Stopped(effect)
             | Self::TimedOut(effect, _)
             | Self::DeadlineExceeded(effect) => *effect,
+            Self::Unclassified(error) => error.effect(),
             _ => Effect::None,
         }
+    }
+
+    /// The same, as a lock or an election tells it.
+    pub(crate) fn unclassified(self) -> ApiError {
+        if self.code() == Code::Unknown { self } else { Self::Unclassified(Box::new(self)) }
     }
 }
 

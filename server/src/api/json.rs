@@ -4,26 +4,35 @@
 //!   request ──► route ──► body (bounded) ──► wire::decode ──► rpc ──► wire::response, whole or in pieces
 //! ```
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use futures_util::{Stream, StreamExt as _};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, UPGRADE};
 use hyper::{Method, StatusCode};
 
+use crate::api::election::Leader;
 use crate::api::range::{Begun, Unread};
 use crate::api::stream::Pieces;
-use crate::api::{Route, State, admit, body, cluster, kv, lease, lease_lines, maintenance, watch};
+use crate::api::{
+    Route, Running, State, admit, body, cluster, election, kv, lease, lease_lines, lock, maintenance, watch,
+};
 use crate::error::ApiError;
-use crate::wire::{self, EmptyMessage, Members, RangeWriter, decode, response};
+use crate::wire::{self, EmptyMessage, Members, RangeWriter, concurrency, decode, response};
 
 /// The body of a result.
 enum Answer {
     Whole(Vec<u8>),
     Pieces(Pieces),
+    Leaders(Leaders),
 }
+
+type Leaders = Pin<Box<dyn Stream<Item = Result<Leader, ApiError>> + Send>>;
 
 /// Set to `true`, a request wants to hear at once that there is no leader. The first is how etcd's gateway wants it written.
 const HAS_LEADER: [&str; 2] = ["grpc-metadata-hasleader", "hasleader"];
@@ -86,18 +95,25 @@ async fn handle(state: &Arc<State>, request: Request) -> Response {
         }
         Err(error) => Err(error),
     };
-    running.end(result.as_ref().err());
     match result {
         Ok(Answer::Whole(body)) => {
+            running.end(None);
             state.metrics.sent(route, body.len());
             success(Body::from(body))
         }
-        Ok(Answer::Pieces(pieces)) => success(Body::new(pieces)),
-        Err(error) => refusal(&error),
+        Ok(Answer::Pieces(pieces)) => {
+            running.end(None);
+            success(Body::new(pieces))
+        }
+        Ok(Answer::Leaders(leaders)) => success(lines(state, leaders, running)),
+        Err(error) => {
+            running.end(Some(&error));
+            refusal(&error)
+        }
     }
 }
 
-async fn answer(state: &State, route: Route, requires_leader: bool, body: &[u8]) -> Result<Answer, ApiError> {
+async fn answer(state: &Arc<State>, route: Route, requires_leader: bool, body: &[u8]) -> Result<Answer, ApiError> {
     admit(state, route, requires_leader)?;
     // As in etcd, the headers of the cluster service have no revision.
     let members = |members: Members| response::members(&state.header(0), &members);
@@ -162,10 +178,43 @@ async fn answer(state: &State, route: Route, requires_leader: bool, body: &[u8])
         Route::MemberUpdate => members(cluster::update(state, decode(body)?).await?),
         Route::MemberList => members(cluster::list(state, decode(body)?).await?),
         Route::MemberPromote => members(cluster::promote(state, decode(body)?).await?),
+        Route::Lock => {
+            let locked = lock::lock(state, decode(body)?).await?;
+            concurrency::locked(&state.header(locked.revision), &locked.key)
+        }
+        Route::Unlock => response::header_only(&state.header(lock::unlock(state, decode(body)?).await?)),
+        Route::Campaign => {
+            let elected = election::campaign(state, decode(body)?).await?;
+            concurrency::elected(&state.header(elected.revision), &elected.leader)
+        }
+        Route::Proclaim => response::header_only(&state.header(election::proclaim(state, decode(body)?).await?)),
+        Route::Resign => response::header_only(&state.header(election::resign(state, decode(body)?).await?)),
+        Route::Leader => {
+            let leader = election::leader(state, decode(body)?).await?;
+            concurrency::leader(&state.header(leader.revision), &leader.record)
+        }
+        Route::Observe => return Ok(Answer::Leaders(Box::pin(election::observe(state, decode(body)?)))),
         // They have no JSON path, or are streams.
         Route::Watch | Route::RangeStream | Route::HealthCheck | Route::HealthWatch => {
             return Err(ApiError::UnknownPath);
         }
+    }))
+}
+
+/// A line for each leader, and for the error that ends them.
+fn lines(state: &Arc<State>, leaders: Leaders, running: Running) -> Body {
+    let (state, mut running) = (Arc::clone(state), Some(running));
+    Body::from_stream(leaders.map(move |leader| {
+        let line = match leader {
+            Ok(leader) => concurrency::leader_line(&state.header(leader.revision), &leader.record),
+            Err(error) => {
+                if let Some(running) = running.take() {
+                    running.end(Some(&error));
+                }
+                concurrency::error_line(&error)
+            }
+        };
+        Ok::<_, Infallible>(line)
     }))
 }
 

@@ -24,13 +24,17 @@
 
 mod body;
 pub(crate) mod cluster;
+pub(crate) mod election;
+mod follow;
 mod json;
 pub(crate) mod kv;
 pub(crate) mod lease;
 mod lease_lines;
+pub(crate) mod lock;
 pub(crate) mod maintenance;
 mod metrics;
 mod propose;
+mod queue;
 mod range;
 mod route;
 mod state;
@@ -42,7 +46,7 @@ use crate::error::ApiError;
 pub(crate) use json::router;
 pub(crate) use metrics::{Metrics, Running};
 pub(crate) use range::{Unread, Whole};
-pub(crate) use route::{Exchange, Route};
+pub(crate) use route::{Exchange, Route, waits};
 pub(crate) use state::{Limits, Parts, State};
 
 /// What every request passes first, as in etcd.

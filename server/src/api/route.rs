@@ -107,8 +107,24 @@ rpcs! {
     MemberUpdate = "etcdserverpb.Cluster" "MemberUpdate" Unary "member_update" ["cluster/member/update"];
     MemberList = "etcdserverpb.Cluster" "MemberList" Unary "member_list" ["cluster/member/list"];
     MemberPromote = "etcdserverpb.Cluster" "MemberPromote" Unary "member_promote" ["cluster/member/promote"];
+    Lock = "v3lockpb.Lock" "Lock" Unary "lock" ["lock/lock"];
+    Unlock = "v3lockpb.Lock" "Unlock" Unary "unlock" ["lock/unlock"];
+    Campaign = "v3electionpb.Election" "Campaign" Unary "campaign" ["election/campaign"];
+    Proclaim = "v3electionpb.Election" "Proclaim" Unary "proclaim" ["election/proclaim"];
+    Leader = "v3electionpb.Election" "Leader" Unary "leader" ["election/leader"];
+    Observe = "v3electionpb.Election" "Observe" ServerStream "observe" ["election/observe"];
+    Resign = "v3electionpb.Election" "Resign" Unary "resign" ["election/resign"];
     HealthCheck = "grpc.health.v1.Health" "Check" Unary "health_check" [];
     HealthWatch = "grpc.health.v1.Health" "Watch" ServerStream "health_watch" [];
+}
+
+/// True for the path of a request, in either form, whose answer may be long in coming.
+pub(crate) fn waits(path: &str) -> bool {
+    let route = match path.strip_prefix("/v3/") {
+        Some(path) => Route::of_json(path),
+        None => Route::of_grpc(path),
+    };
+    matches!(route, Some(Route::Lock | Route::Campaign))
 }
 
 impl Route {

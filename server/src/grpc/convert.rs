@@ -1,10 +1,11 @@
 //! From protobuf requests to the messages that both wire forms share. Bytes move; nothing is copied or judged.
 
-use crate::proto::etcdserverpb as pb;
+use crate::proto::{etcdserverpb as pb, v3electionpb, v3lockpb};
 use crate::wire::{
-    AlarmMessage, CompactionMessage, CompareMessage, DeleteRangeMessage, EmptyMessage, Figure, HashKvMessage,
-    MemberAddMessage, MemberListMessage, MemberMessage, MemberUpdateMessage, OpMessage, PutMessage, RangeMessage,
-    TransferMessage, TxnMessage,
+    AlarmMessage, CampaignMessage, CompactionMessage, CompareMessage, DeleteRangeMessage, EmptyMessage, Figure,
+    HashKvMessage, LeaderKey, LeaderMessage, LockMessage, MemberAddMessage, MemberListMessage, MemberMessage,
+    MemberUpdateMessage, OpMessage, ProclaimMessage, PutMessage, RangeMessage, ResignMessage, TransferMessage,
+    TxnMessage, UnlockMessage,
 };
 
 impl From<pb::RangeRequest> for RangeMessage {
@@ -109,6 +110,56 @@ impl From<pb::DefragmentRequest> for EmptyMessage {
 impl From<pb::AlarmRequest> for AlarmMessage {
     fn from(request: pb::AlarmRequest) -> Self {
         Self { action: request.action, member_id: request.member_id, alarm: request.alarm }
+    }
+}
+
+impl From<v3lockpb::LockRequest> for LockMessage {
+    fn from(request: v3lockpb::LockRequest) -> Self {
+        Self { name: request.name, lease: request.lease }
+    }
+}
+
+impl From<v3lockpb::UnlockRequest> for UnlockMessage {
+    fn from(request: v3lockpb::UnlockRequest) -> Self {
+        Self { key: request.key }
+    }
+}
+
+impl From<v3electionpb::CampaignRequest> for CampaignMessage {
+    fn from(request: v3electionpb::CampaignRequest) -> Self {
+        Self { name: request.name, lease: request.lease, value: request.value }
+    }
+}
+
+impl From<v3electionpb::LeaderKey> for LeaderKey {
+    fn from(leader: v3electionpb::LeaderKey) -> Self {
+        let v3electionpb::LeaderKey { name, key, rev, lease } = leader;
+        Self { name, key, rev, lease }
+    }
+}
+
+impl From<LeaderKey> for v3electionpb::LeaderKey {
+    fn from(leader: LeaderKey) -> Self {
+        let LeaderKey { name, key, rev, lease } = leader;
+        Self { name, key, rev, lease }
+    }
+}
+
+impl From<v3electionpb::ProclaimRequest> for ProclaimMessage {
+    fn from(request: v3electionpb::ProclaimRequest) -> Self {
+        Self { leader: request.leader.map(LeaderKey::from), value: request.value }
+    }
+}
+
+impl From<v3electionpb::LeaderRequest> for LeaderMessage {
+    fn from(request: v3electionpb::LeaderRequest) -> Self {
+        Self { name: request.name }
+    }
+}
+
+impl From<v3electionpb::ResignRequest> for ResignMessage {
+    fn from(request: v3electionpb::ResignRequest) -> Self {
+        Self { leader: request.leader.map(LeaderKey::from) }
     }
 }
 

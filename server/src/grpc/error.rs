@@ -36,6 +36,8 @@ pub(crate) enum ProtocolError {
     /// The request ended before a message, or inside of what stands before it.
     #[error("EOF")]
     NoMessage,
+    #[error("cardinality violation: received multiple request messages for non-client-streaming RPC")]
+    SeveralMessages,
     #[error("grpc: error unmarshalling request: {0}")]
     Undecodable(#[from] prost::DecodeError),
     #[error("grpc: trying to send message larger than max ({bytes} vs. {limit})")]
@@ -57,6 +59,7 @@ impl ProtocolError {
             | Self::Timeout { .. }
             | Self::Compressed
             | Self::PayloadFormat { .. }
+            | Self::SeveralMessages
             | Self::Undecodable(_) => Code::Internal,
             Self::Truncated | Self::NoMessage => Code::Unknown,
             Self::AnswerTooLarge { .. } => Code::ResourceExhausted,

@@ -14,6 +14,7 @@
 //! - **Invariant**: no more is kept of a message than its limit and one frame.
 //! - **Invariant**: every call ends with a status; if it ends before its first message, the status is all there is.
 
+mod concurrency;
 mod convert;
 mod error;
 mod head;

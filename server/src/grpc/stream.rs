@@ -13,7 +13,7 @@ use crate::api::{Route, State};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
 use crate::grpc::reply::{self, Answers, Reply};
-use crate::grpc::{Call, Messages, health, lease, range_stream, watch};
+use crate::grpc::{Call, Messages, concurrency, health, lease, range_stream, watch};
 
 pub(super) async fn answer(state: &Arc<State>, call: Call) -> Response<Reply> {
     let admitted = call.admit(state);
@@ -47,6 +47,7 @@ async fn begin(
         Route::RangeStream => range_stream::answers(state, single(state, route, messages).await?).await,
         Route::Watch => watch::answers(state, requires_leader, messages),
         Route::LeaseKeepAlive => Ok(lease::keep_alive(state, requires_leader, messages)),
+        Route::Observe => Ok(concurrency::observe(state, single(state, route, messages).await?)),
         Route::HealthWatch => Ok(health::watch(state, &single(state, route, messages).await?)),
         _ => Err(ApiError::Defect { what: "a unary RPC was called as a stream" }),
     }
@@ -68,5 +69,8 @@ fn until(deadline: tokio::time::Instant, answers: Answers) -> Answers {
 async fn single<M: Message + Default>(state: &State, route: Route, mut messages: Messages) -> Result<M, ApiError> {
     let message = messages.next().await?.ok_or(ProtocolError::NoMessage)?;
     state.metrics.received(route, message.len());
+    if messages.next().await?.is_some() {
+        return Err(ProtocolError::SeveralMessages.into());
+    }
     Ok(M::decode(message).map_err(ProtocolError::from)?)
 }

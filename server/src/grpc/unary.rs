@@ -1,5 +1,7 @@
 //! Calls of one message and one answer.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use hyper::Response;
 use prost::Message;
@@ -11,7 +13,7 @@ use crate::api::{Route, State, Whole, cluster, kv, maintenance};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
 use crate::grpc::reply::{self, Reply};
-use crate::grpc::{Call, health, lease, write};
+use crate::grpc::{Call, concurrency, health, lease, write};
 use crate::proto::etcdserverpb as pb;
 use crate::wire::Members;
 
@@ -34,7 +36,7 @@ struct Large {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-pub(super) async fn answer(state: &State, mut call: Call) -> Response<Reply> {
+pub(super) async fn answer(state: &Arc<State>, mut call: Call) -> Response<Reply> {
     let result = match call.head.deadline {
         None => run(state, &mut call).await,
         // What it has proposed by then is carried out or not: nobody knows.
@@ -56,7 +58,7 @@ pub(super) async fn answer(state: &State, mut call: Call) -> Response<Reply> {
     }
 }
 
-async fn run(state: &State, call: &mut Call) -> Result<Answer, ApiError> {
+async fn run(state: &Arc<State>, call: &mut Call) -> Result<Answer, ApiError> {
     call.admit(state)?;
     let message = call.messages.next().await?.ok_or(ProtocolError::NoMessage)?;
     state.metrics.received(call.route, message.len());
@@ -82,11 +84,11 @@ async fn run(state: &State, call: &mut Call) -> Result<Answer, ApiError> {
     }
 }
 
-fn decode<M: Message + Default>(message: Bytes) -> Result<M, ApiError> {
+pub(super) fn decode<M: Message + Default>(message: Bytes) -> Result<M, ApiError> {
     Ok(M::decode(message).map_err(ProtocolError::from)?)
 }
 
-async fn rarer(state: &State, route: Route, message: Bytes) -> Result<Bytes, ApiError> {
+async fn rarer(state: &Arc<State>, route: Route, message: Bytes) -> Result<Bytes, ApiError> {
     Ok(match route {
         Route::Compact => {
             let revision = kv::compact(state, decode::<pb::CompactionRequest>(message)?.into()).await?;
@@ -129,6 +131,9 @@ async fn rarer(state: &State, route: Route, message: Bytes) -> Result<Bytes, Api
         Route::LeaseGrant | Route::LeaseRevoke | Route::LeaseTimeToLive | Route::LeaseLeases => {
             lease::unary(state, route, message).await?
         }
+        Route::Lock | Route::Unlock | Route::Campaign | Route::Proclaim | Route::Leader | Route::Resign => {
+            concurrency::unary(state, route, message).await?
+        }
         Route::HealthCheck => health::check(state, &decode(message)?)?,
         Route::Range
         | Route::Put
@@ -137,6 +142,7 @@ async fn rarer(state: &State, route: Route, message: Bytes) -> Result<Bytes, Api
         | Route::Watch
         | Route::RangeStream
         | Route::LeaseKeepAlive
+        | Route::Observe
         | Route::HealthWatch => {
             return Err(ApiError::Defect { what: "a call was answered as another" });
         }

@@ -19,6 +19,7 @@ use hyper_util::service::TowerToHyperService;
 
 use super::connections::{Order, Place, Request as Open};
 use super::takeover::Takeover;
+use crate::api::waits;
 use crate::config::Allowed;
 use crate::grpc::{Grpc, Reply, is_grpc};
 
@@ -52,7 +53,11 @@ impl Front {
         request: Request<Incoming>,
         place: Arc<Place>,
     ) -> Result<Response<Tracked>, Infallible> {
-        let open = place.connection.begin();
+        let mut open = place.connection.begin();
+        if waits(request.uri().path()) {
+            // Whoever waits for a lock may do so for as long as it likes.
+            open.respond();
+        }
         match &self.grpc {
             Some(grpc) if is_grpc(&request) => {
                 let response = grpc.call(request).await;

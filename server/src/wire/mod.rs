@@ -10,6 +10,7 @@
 //! - **Invariant**: a response is written once, straight from the stored records; no intermediate tree.
 
 mod base64;
+pub(crate) mod concurrency;
 mod convert;
 pub(crate) mod lease;
 mod objects;
@@ -20,6 +21,9 @@ mod syntax;
 pub(crate) mod watch;
 mod write;
 
+pub(crate) use concurrency::{
+    CampaignMessage, LeaderKey, LeaderMessage, LockMessage, ProclaimMessage, ResignMessage, UnlockMessage,
+};
 pub(crate) use convert::{delete_range, put, range, txn};
 pub(crate) use lease::{LeaseGrantMessage, LeaseMessage, LeaseTimeToLiveMessage};
 pub(crate) use objects::Objects;

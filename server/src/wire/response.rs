@@ -396,7 +396,7 @@ fn kvs_bytes(records: &[Record]) -> usize {
 }
 
 /// One record. Its key is never empty, so every other field may begin with a comma.
-fn kv(out: &mut Vec<u8>, record: &Record) {
+pub(super) fn kv(out: &mut Vec<u8>, record: &Record) {
     let parts = record.parts();
     out.push(b'{');
     write::bytes(out, "\"key\":\"", parts.key);

@@ -21,7 +21,7 @@ mod streams;
 pub(crate) use lines::watch;
 pub(crate) use session::{Filled, Response, Session};
 pub(crate) use socket::socket;
-pub(crate) use streams::{Watches, monitor};
+pub(crate) use streams::{Place, Watches, monitor};
 
 /// Where an event keeps its encodings.
 pub(crate) mod slot {

@@ -36,7 +36,7 @@ pub(crate) struct Watches {
 }
 
 /// A stream's place among all.
-pub(super) struct Place {
+pub(crate) struct Place {
     all: Arc<Watches>,
     number: u64,
     waker: Arc<AtomicWaker>,
@@ -60,7 +60,7 @@ impl Watches {
         self.raise(&self.stopped);
     }
 
-    pub(super) fn admit(self: &Arc<Self>) -> Result<Place, ApiError> {
+    pub(crate) fn admit(self: &Arc<Self>) -> Result<Place, ApiError> {
         let mut open = self.lock();
         if self.stopped.load(Ordering::Acquire) {
             return Err(ApiError::Stopped(Effect::None));
@@ -91,7 +91,7 @@ impl Watches {
 
 impl Place {
     /// Why the stream has to end, if it has to; otherwise `waker` is called when that changes.
-    pub(super) fn ending(&self, requires_leader: bool, waker: &Waker) -> Option<ApiError> {
+    pub(crate) fn ending(&self, requires_leader: bool, waker: &Waker) -> Option<ApiError> {
         self.waker.register(waker);
         // After the registration: whoever raises a flag wakes afterwards.
         let raised = |flag: &AtomicBool| flag.load(Ordering::Acquire);

@@ -44,7 +44,8 @@ pub struct Status {
 
 impl Status {
     fn update(&mut self, server: &RaftServerMetrics<TypeConfig>, leader: Leader, member_id: u64) {
-        self.term = server.vote.leader_id().term;
+        let (leader, term) = in_one_term(leader, server.vote.leader_id().term);
+        self.term = term;
         self.leader = leader.id(member_id);
         self.is_leader = matches!(leader, Leader::Here { .. });
         // A leader that was out of reach for a while is not another one.
@@ -56,6 +57,16 @@ impl Status {
         }
         self.is_learner = server.state.is_learner();
         self.membership = MembershipView::new(server.membership_config.membership());
+    }
+}
+
+/// The leader and the term to tell together. They come from two places that change at different moments, and the leader
+/// of an older term must not be told as that of the term this member has just voted in.
+fn in_one_term(leader: Leader, term: u64) -> (Leader, u64) {
+    match leader {
+        Leader::Here { term: led } | Leader::There { term: led, .. } if led < term => (Leader::Nobody, term),
+        Leader::Here { term: led } | Leader::There { term: led, .. } => (leader, led),
+        Leader::Nobody => (leader, term),
     }
 }
 
@@ -152,5 +163,20 @@ pub(crate) async fn run(follower: Follower, stop: impl Future<Output = ()>) {
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_is_told_with_its_own_term_only() {
+        let there = Leader::There { id: 7, term: 5 };
+        assert_eq!(in_one_term(there, 6), (Leader::Nobody, 6), "voted in a later term");
+        assert_eq!(in_one_term(there, 5), (there, 5));
+        assert_eq!(in_one_term(there, 4), (there, 5), "the term is heard of after its leader");
+        assert_eq!(in_one_term(Leader::Here { term: 5 }, 6), (Leader::Nobody, 6));
+        assert_eq!(in_one_term(Leader::Nobody, 6), (Leader::Nobody, 6));
     }
 }

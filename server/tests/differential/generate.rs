@@ -1,8 +1,11 @@
 //! Random requests over a small key space, from a seed: most of them good in all the spellings that JSON allows, some bad.
 
-use base64_simd::{STANDARD, URL_SAFE};
+mod lease;
+
+use std::collections::{HashMap, VecDeque};
 
 use crate::http::{Request, Response};
+use crate::schema::{base64, camel};
 
 /// SplitMix64: small, and the same everywhere, so that a seed replays its run.
 pub(crate) struct Rng(u64);
@@ -12,7 +15,7 @@ impl Rng {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,15 +23,15 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len() as u64) as usize]
     }
 }
@@ -41,6 +44,10 @@ pub(crate) struct Generator {
     /// Puts of this transaction may keep values and leases; then nothing in it is deleted "from here on". The two together
     /// crash every etcd (differences, "A put that keeps what its own transaction deleted").
     keeping: bool,
+    /// Requests that have to come next.
+    queue: VecDeque<Request>,
+    /// Leader keys by their lease, as JSON.
+    leaders: HashMap<i64, String>,
 }
 
 const KEYS: [&[u8]; 22] = [
@@ -72,7 +79,7 @@ impl Generator {
     /// `modern`: etcd 3.6 or newer, whose gateway takes base64 in every form. An older one refuses what it does not take, and
     /// from then on the two histories would differ, so it is not sent any.
     pub(crate) fn new(rng: Rng, modern: bool) -> Self {
-        Self { rng, revision: 1, modern, keeping: true }
+        Self { rng, revision: 1, modern, keeping: true, queue: VecDeque::new(), leaders: HashMap::new() }
     }
 
     /// Takes the revision from an answer's header.
@@ -81,14 +88,55 @@ impl Generator {
         if let Some(revision) = body["header"]["revision"].as_str().and_then(|text| text.parse().ok()) {
             self.revision = revision;
         }
+        self.learn_leader(&body);
+    }
+
+    /// Whether the etcd is 3.6 or newer.
+    pub(crate) fn modern(&self) -> bool {
+        self.modern
+    }
+
+    /// Whether what comes next belongs to what came last, and nothing should come between.
+    pub(crate) fn busy(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// The newest revision that was seen.
+    pub(crate) fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The generator's numbers, for whoever else chooses at random.
+    pub(crate) fn rng(&mut self) -> &mut Rng {
+        &mut self.rng
+    }
+
+    /// A key, an end of a range, or none, in JSON; and a revision that may be anything near now.
+    pub(crate) fn watched(&mut self) -> (String, Option<String>, i64) {
+        (self.key(), self.range_end(), self.near_revision())
     }
 
     pub(crate) fn next(&mut self) -> Request {
+        if let Some(request) = self.queue.pop_front() {
+            return request;
+        }
+        match self.rng.below(1000) {
+            0..110 => self.lease(),
+            110..130 => self.lock(),
+            130..150 => self.election(),
+            150..153 => self.alarm(),
+            153..155 => Request::post("/v3/cluster/member/list".to_owned(), "{}".to_owned()),
+            _ => self.key_value(),
+        }
+    }
+
+    fn key_value(&mut self) -> Request {
         self.keeping = self.rng.chance(50);
         let prefix = if self.rng.chance(3) { "/v3beta" } else { "/v3" };
         let (path, body) = match self.rng.below(100) {
             0..32 => ("/kv/put", self.put()),
-            32..60 => ("/kv/range", self.range(false)),
+            32..58 => ("/kv/range", self.range(false)),
+            58..60 => ("/kv/rangestream", self.range(false)),
             60..68 => ("/kv/deleterange", self.delete()),
             68..88 => ("/kv/txn", self.txn(0)),
             88..90 => ("/kv/compaction", self.compaction()),
@@ -96,7 +144,7 @@ impl Generator {
             91..92 => ("/maintenance/status", "{}".to_owned()),
             _ => return self.bad(),
         };
-        Request { method: "POST", path: format!("{prefix}{path}"), body: body.into_bytes() }
+        Request::post(format!("{prefix}{path}"), body)
     }
 
     fn object(&mut self, fields: Vec<(&str, String)>) -> String {
@@ -113,12 +161,7 @@ impl Generator {
     }
 
     fn bytes(&mut self, value: &[u8]) -> String {
-        let text = if self.modern && self.rng.chance(5) {
-            URL_SAFE.encode_to_string(value)
-        } else {
-            STANDARD.encode_to_string(value)
-        };
-        format!("\"{text}\"")
+        format!("\"{}\"", base64(value, self.modern && self.rng.chance(5)))
     }
 
     fn integer(&mut self, value: i64) -> String {
@@ -134,7 +177,8 @@ impl Generator {
         match self.rng.below(10) {
             0..4 => None,
             4..6 => Some(self.bytes(b"\x00")),
-            6 => Some(self.bytes(b"")),
+            // Over gRPC, an end that is given but empty means "from the key on" to older releases.
+            6 if self.modern => Some(self.bytes(b"")),
             7 => Some(self.bytes(b"k0")),
             _ => Some(self.key()),
         }
@@ -178,8 +222,8 @@ impl Generator {
             self.flag(&mut fields, "ignore_value", 8);
             self.flag(&mut fields, "ignore_lease", 8);
         }
-        if self.rng.chance(2) {
-            let lease = self.rng.pick(&[0, 12345, -1]).to_owned();
+        if self.rng.chance(12) {
+            let lease = self.lease_id();
             fields.push(("lease", self.integer(lease)));
         }
         self.object(fields)
@@ -251,7 +295,7 @@ impl Generator {
             1 => ("\"CREATE\"", "create_revision", self.near_revision()),
             2 => ("\"MOD\"", "mod_revision", self.near_revision()),
             3 => ("\"VALUE\"", "value", 0),
-            _ => ("\"LEASE\"", "lease", self.rng.below(2) as i64),
+            _ => ("\"LEASE\"", "lease", self.rng.below(13) as i64),
         };
         fields.push(("target", target.to_owned()));
         if self.rng.chance(95) {
@@ -350,21 +394,6 @@ impl Generator {
             _ => ("/v3/kv/put", r#"{"key":"YQ==","value":"YQ=="} trailing"#.to_owned()),
         };
         let method = if self.rng.chance(6) { *self.rng.pick(&["GET", "PUT", "DELETE"]) } else { "POST" };
-        Request { method, path: path.to_owned(), body: body.into_bytes() }
+        Request { method, ..Request::post(path.to_owned(), body) }
     }
-}
-
-fn camel(name: &str) -> String {
-    let mut out = String::new();
-    let mut upper = false;
-    for letter in name.chars() {
-        if letter == '_' {
-            upper = true;
-        } else if std::mem::take(&mut upper) {
-            out.extend(letter.to_uppercase());
-        } else {
-            out.push(letter);
-        }
-    }
-    out
 }

@@ -9,9 +9,15 @@ pub(crate) struct Request {
     pub(crate) method: &'static str,
     pub(crate) path: String,
     pub(crate) body: Vec<u8>,
+    /// Whether there is a CORRUPT alarm.
+    pub(crate) corrupt: bool,
 }
 
 impl Request {
+    pub(crate) fn post(path: String, body: String) -> Self {
+        Self { method: "POST", path, body: body.into_bytes(), corrupt: false }
+    }
+
     pub(crate) fn describe(&self) -> String {
         format!("{} {} {}", self.method, self.path, String::from_utf8_lossy(&self.body[..self.body.len().min(300)]))
     }
@@ -35,6 +41,24 @@ impl Client {
         Self { address, connection: None }
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The request as it goes out.
+    pub(crate) fn message(&self, request: &Request) -> Vec<u8> {
+        let head = format!(
+            "{} {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            request.method,
+            request.path,
+            self.address,
+            request.body.len()
+        );
+        let mut message = head.into_bytes();
+        message.extend_from_slice(&request.body);
+        message
+    }
+
     /// Sends the request and reads the whole answer; a connection that the server closed in between is opened again once.
     pub(crate) fn send(&mut self, request: &Request) -> Response {
         let fresh = self.connection.is_none();
@@ -56,16 +80,8 @@ impl Client {
             stream.set_read_timeout(Some(Duration::from_secs(30)))?;
             self.connection = Some(BufReader::new(stream));
         }
+        let message = self.message(request);
         let connection = self.connection.as_mut().unwrap();
-        let head = format!(
-            "{} {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            request.method,
-            request.path,
-            self.address,
-            request.body.len()
-        );
-        let mut message = head.into_bytes();
-        message.extend_from_slice(&request.body);
         // A server may refuse a large body before it has read all of it; the answer is what counts then.
         let written = connection.get_mut().write_all(&message);
         match read_response(connection, request.method) {

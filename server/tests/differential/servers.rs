@@ -57,6 +57,8 @@ impl Server {
             command
                 .args(common_flags(&dir.path().join("data")))
                 .arg("--logger=zap")
+                // Nothing here is about etcd's durability, and most of its time would go there.
+                .arg("--unsafe-no-fsync")
                 .arg(format!("--listen-client-urls={client}"))
                 .arg(format!("--advertise-client-urls={client}"))
                 .arg("--listen-peer-urls=http://127.0.0.1:0");
@@ -69,9 +71,10 @@ impl Server {
         panic!("no port stayed free in {ATTEMPTS} tries; at last: {said}");
     }
 
-    pub(crate) fn tally() -> Self {
+    /// Tally, the one built with this test or another.
+    pub(crate) fn tally(program: Option<&Path>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tally"));
+        let mut command = Command::new(program.unwrap_or(Path::new(env!("CARGO_BIN_EXE_tally"))));
         command
             .args(common_flags(&dir.path().join("data")))
             .arg("--listen-client-urls=http://127.0.0.1:0")
@@ -135,7 +138,7 @@ pub(crate) fn start(command: &mut Command, serving: &str) -> Result<(Child, Stri
 
 /// The server's major and minor version, from `/version`.
 pub(crate) fn version(client: &mut Client) -> (u32, u32) {
-    let answer = client.send(&Request { method: "GET", path: "/version".to_owned(), body: Vec::new() });
+    let answer = client.send(&Request { method: "GET", ..Request::post("/version".to_owned(), String::new()) });
     let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
     let mut parts = body["etcdserver"].as_str().unwrap().split('.').map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap(), parts.next().unwrap())

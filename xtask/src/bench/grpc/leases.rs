@@ -20,8 +20,8 @@ const KEPT: u64 = 1000;
 const EXPIRING: u64 = 100_000;
 /// The time in which they do, evenly.
 const MINUTE: Duration = Duration::from_secs(60);
-/// How long granting them, and putting a key with each, may take.
-const GRANTING: Duration = Duration::from_secs(40);
+/// Granting them, and putting a key with each, may take so many times as long as as many puts.
+const GRANTING: f64 = 2.0;
 /// How long after their minute there may be leases left.
 const LATE: Duration = Duration::from_secs(120);
 /// Keys of the put load.
@@ -54,17 +54,17 @@ pub(crate) fn keep_alive(plan: Plan, times: Times) -> Result<Sample> {
 pub(crate) fn expire(plan: Plan, times: Times, seed: u64) -> Result<Sample> {
     let group = Group::start(vec![plan])?;
     let addresses = group.addresses();
-    let Length::Time { warmup, window } = times.length() else { unreachable!("times are lengths of time") };
-    let due = Instant::now() + GRANTING + warmup + window;
+    let before = put(&addresses, times.length(), seed)?;
+    let granting = Duration::from_secs_f64(GRANTING * 2.0 * EXPIRING as f64 / before.rate().max(1.0));
+    let due = Instant::now() + granting;
     let expiry = move |lease: u64| due + MINUTE.mul_f64(lease as f64 / EXPIRING as f64);
     grant(&addresses, EXPIRING, move |lease| {
         expiry(lease).saturating_duration_since(Instant::now()).as_secs_f64().ceil() as u64
     })?;
     attach(&addresses)?;
-    let before = put(&addresses, times.length(), seed)?;
     let left = due.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return Err(Error::Answer(format!("granting {EXPIRING} leases took more than {GRANTING:?}")));
+        return Err(Error::Answer(format!("granting {EXPIRING} leases took more than {granting:?}")));
     }
     std::thread::sleep(left);
     let during = put(&addresses, Length::Time { warmup: Duration::ZERO, window: MINUTE }, seed ^ 1)?;

@@ -139,8 +139,8 @@ impl Generator {
             58..60 => ("/kv/rangestream", self.range(false)),
             60..68 => ("/kv/deleterange", self.delete()),
             68..88 => ("/kv/txn", self.txn(0)),
-            88..90 => ("/kv/compaction", self.compaction()),
-            90..91 => ("/maintenance/hashkv", self.hash_kv()),
+            88..89 => ("/kv/compaction", self.compaction()),
+            89..91 => ("/maintenance/hashkv", self.hash_kv()),
             91..92 => ("/maintenance/status", "{}".to_owned()),
             _ => return self.bad(),
         };

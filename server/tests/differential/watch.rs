@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: &[u8] = b"~tick";
 const TICK_WATCHER: i64 = 1000;
 /// Longer than a watcher needs to catch up here: etcd looks after those that lag ten times a second.
-const CATCHING_UP: Duration = Duration::from_millis(400);
+const CATCHING_UP: Duration = Duration::from_millis(250);
 /// Streams that are open at the same time.
 const STREAMS: usize = 6;
 const METHOD: &str = "/etcdserverpb.Watch/Watch";
@@ -220,8 +220,8 @@ fn create(generator: &mut Generator) -> Value {
         fields["range_end"] = parse(&end);
     }
     let start = match rng.below(10) {
-        0..6 => 0,
-        6..8 => near,
+        0..7 => 0,
+        7 => near,
         8 => now + 1 + rng.below(4) as i64,
         _ => now - rng.below(200) as i64,
     };

@@ -68,6 +68,8 @@ struct Stream {
     sides: [Side; 2],
     /// Creations asked for.
     asked: usize,
+    /// The newest revision that a watcher was to begin with.
+    future: i64,
     /// For the report: what was asked on it.
     history: VecDeque<String>,
 }
@@ -120,7 +122,7 @@ impl Streams {
                 // What was on its way when a watcher is canceled may come or not.
                 self.settle(schema, peers)?;
                 let id = generator.rng().below(7) as i64;
-                self.open[at].ask(schema, &json!({"cancel_request": {"watch_id": id.to_string()}}))
+                self.open[at].cancel(schema, id)
             }
             // Older releases tell of progress when they should not, and in another shape.
             _ if !generator.modern() => Ok(()),
@@ -156,7 +158,7 @@ impl Streams {
         let requests: Vec<Value> = std::iter::once(tick).chain(requests.iter().cloned()).collect();
         requests.iter().for_each(|request| self.note_lag(request));
         let sides = [0, 1].map(|index| Side::open(&mut peers[index], form, &requests));
-        let mut stream = Stream { form, sides, asked: 0, history: VecDeque::new() };
+        let mut stream = Stream { form, sides, asked: 0, future: 0, history: VecDeque::new() };
         match form {
             Form::Grpc | Form::Socket => requests.iter().try_for_each(|request| stream.ask(schema, request))?,
             Form::Lines => {
@@ -247,10 +249,13 @@ fn create(generator: &mut Generator) -> Value {
 
 impl Stream {
     fn ask(&mut self, schema: &Schema, request: &Value) -> Result<(), String> {
-        if self.history.len() == 40 {
+        let text = request.to_string();
+        if self.history.back() != Some(&text) {
+            self.history.push_back(text);
+        }
+        if self.history.len() > 40 {
             self.history.pop_front();
         }
-        self.history.push_back(request.to_string());
         let bytes = schema.encode("WatchRequest", request).unwrap();
         for side in &mut self.sides {
             match &mut side.sender {
@@ -259,8 +264,10 @@ impl Stream {
                 Sender::Lines { .. } => unreachable!("lines are asked all at once"),
             }
         }
-        if request.get("create_request").is_some() {
+        if let Some(create) = request.get("create_request") {
             self.asked += 1;
+            let start = create["start_revision"].as_str().and_then(|text| text.parse().ok());
+            self.future = self.future.max(start.unwrap_or(0));
             self.wait_created(schema)?;
         }
         Ok(())
@@ -271,29 +278,36 @@ impl Stream {
         self.wait(schema, "creations answered", |stream| stream.sides.iter().all(|side| side.created >= asked))
     }
 
-    /// Asks both, again and again, to tell how far they are, until they have told of at least this revision.
+    /// Asks both, again and again, to tell how far they are, until they have told of at least this revision: while a watcher
+    /// lags, etcd passes over the question.
     fn progress(&mut self, schema: &Schema, revision: i64) -> Result<(), String> {
+        // A watcher that waits for a revision of the future keeps the stream silent.
+        if self.future > revision {
+            return Ok(());
+        }
         let begun = Instant::now();
         let far = |side: &Side| side.progress.get(&-1).is_some_and(|told| *told >= revision);
-        loop {
+        while begun.elapsed() < PATIENCE {
             self.ask(schema, &json!({"progress_request": {}}))?;
             let until = Instant::now() + Duration::from_millis(50);
-            while Instant::now() < until && !self.sides.iter().all(far) {
-                self.take(schema, Duration::from_millis(5))?;
-            }
-            let told = self.sides.each_ref().map(far);
-            if told == [true, true] {
-                return Ok(());
-            }
-            // A watcher that waits for a revision of the future keeps the stream silent, for both alike.
-            if begun.elapsed() > Duration::from_millis(400) {
-                return if told == [false, false] {
-                    Ok(())
-                } else {
-                    Err(self.failed(&format!("progress told: {told:?}")))
-                };
+            while Instant::now() < until {
+                if self.sides.iter().all(far) {
+                    return Ok(());
+                }
+                self.take(schema, Duration::from_millis(2))?;
             }
         }
+        Err(self.failed(&format!("progress told: {:?}", self.sides.each_ref().map(far))))
+    }
+
+    /// Cancels a watcher, which may not be there.
+    fn cancel(&mut self, schema: &Schema, id: i64) -> Result<(), String> {
+        let known = self.sides.iter().any(|side| side.progress.contains_key(&id));
+        self.ask(schema, &json!({"cancel_request": {"watch_id": id.to_string()}}))?;
+        if !known {
+            return Ok(());
+        }
+        self.wait(schema, "canceled", |stream| stream.sides.iter().all(|side| !side.progress.contains_key(&id)))
     }
 
     fn settle(&mut self, schema: &Schema, revision: i64) -> Result<(), String> {

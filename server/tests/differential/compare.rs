@@ -53,6 +53,7 @@ pub(crate) fn judge(request: &Request, etcd: &Response, tally: &Response) -> Ver
         right = shape(&right);
     }
     explained |= settle_leases(request, &mut left, &mut right);
+    explained |= settle_keys_only(request, &mut left, &mut right);
     explained |= settle_ties(&request.body, &mut left, &mut right);
     match first_difference("", &left, &right) {
         None if explained => Verdict::Explained,
@@ -106,6 +107,14 @@ fn settle_leases(request: &Request, left: &mut Value, right: &mut Value) -> bool
         left["ID"] = Value::from("made up");
         right["ID"] = Value::from("made up");
     }
+    if request.path.ends_with("/lease/leases") {
+        // Differences, "Order of leases".
+        for value in [&mut *left, &mut *right] {
+            if let Some(leases) = value.get_mut("leases").and_then(Value::as_array_mut) {
+                leases.sort_by_key(Value::to_string);
+            }
+        }
+    }
     if request.path.ends_with("/lease/timetolive") {
         // Differences, "Keys of a lease".
         for value in [&mut *left, &mut *right] {
@@ -130,6 +139,29 @@ fn settle_leases(request: &Request, left: &mut Value, right: &mut Value) -> bool
         }
     }
     before != (left.clone(), right.clone())
+}
+
+/// Differences, "Generations of etcd": 3.7 leaves out the leases of keys that are read without values; 3.6 and Tally tell them.
+fn settle_keys_only(request: &Request, left: &mut Value, right: &mut Value) -> bool {
+    fn forget(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                let record = fields.contains_key("mod_revision") && !fields.contains_key("value");
+                if record {
+                    fields.remove("lease");
+                }
+                fields.values_mut().for_each(forget);
+            }
+            Value::Array(items) => items.iter_mut().for_each(forget),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+    if left == right || ![&b"keys_only"[..], b"keysOnly"].iter().any(|name| contains(&request.body, name)) {
+        return false;
+    }
+    forget(left);
+    forget(right);
+    true
 }
 
 /// Whether a lease is wanted whose id the server makes up.

@@ -104,7 +104,11 @@ fn explained(case: &Case, method: &str, etcd: Option<&Ended>, tally: Option<&End
     let urls = method.ends_with("/MemberUpdate") && tally.message == "etcdserver: given member URLs are invalid";
     // "A watch stream that can do nothing more": no request can come, and there is no watcher.
     let idle = method.ends_with("/Watch") && etcd.is_none() && matches!(tally.code, 0 | 13);
-    json || urls || idle
+    // "Calls cut off": streams end with the status of other calls.
+    let cut = ["/Watch", "/LeaseKeepAlive", "/Observe", "/RangeStream"].iter().any(|name| method.ends_with(name))
+        && tally.code == 2
+        && tally.message.ends_with("EOF");
+    json || urls || idle || cut
 }
 
 /// The texts for what cannot be read are each server's own (differences, "Texts of malformed requests").

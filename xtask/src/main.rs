@@ -83,7 +83,7 @@ cargo xtask <command>
       --seed N           repeats the choice of faults and operations (default: from the clock, printed)
       --clients N        concurrent clients (default 4 per node)
       --lessees N        clients that have leases (default none)
-      --watchers N       watchers at a time, on all nodes together (default none)
+      --watchers N       watchers at a time, on all nodes together (default 2000)
       --faults A,B       only these faults; --faults list names them, none leaves them all out
       --network WHAT     namespaces or loopback (default: namespaces where they can be made, as root or not)
       --server PATH      tally or etcd to torture (default: tally, built here)

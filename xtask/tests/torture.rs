@@ -39,7 +39,16 @@ fn three_nodes_survive_a_short_torture() {
     assert!(output.status.success(), "{}", output.status);
     // A run without operations, faults or elections would have shown nothing.
     assert!(said.contains("torture: passed"));
-    for what in ["operations recorded", "faults", "terms with a leader", "state roots compared between nodes"] {
+    let shown = [
+        "operations recorded",
+        "faults",
+        "terms with a leader",
+        "state roots compared between nodes",
+        "events checked",
+        "times progress was told",
+        "watchers cancelled by a compaction",
+    ];
+    for what in shown {
         let row = said.lines().find(|line| line.starts_with(&format!("| {what}")));
         let count = row.and_then(|line| line.rsplit('|').nth(1)).map(|text| text.trim().replace(',', ""));
         let count: u64 = count.and_then(|digits| digits.parse().ok()).unwrap_or(0);

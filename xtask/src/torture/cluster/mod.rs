@@ -45,7 +45,7 @@ const CLIENTS_PER_NODE: usize = 4;
 /// Clients per node that have leases.
 const LESSEES_PER_NODE: usize = 0;
 /// Watchers that are open at a time, on all nodes together.
-const WATCHERS: usize = 0;
+const WATCHERS: usize = 2000;
 
 /// What to do.
 #[derive(Debug)]

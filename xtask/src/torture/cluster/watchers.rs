@@ -187,10 +187,10 @@ impl Watching<'_> {
     /// One or all of the keys that are in use, were lately, will be soon, or belong to a lease.
     fn interest(&mut self) -> Interest {
         let present = self.shared.first_key() / KEYS;
-        let near = KEYS * (present + self.rng.below(10) as u32).saturating_sub(3);
+        let near = KEYS * (present + self.rng.below(20) as u32).saturating_sub(5);
         let leased = self.shared.a_lease(&mut self.rng).filter(|_| self.rng.below(4) == 0);
         let first = leased.map_or(near, |(_, first)| first);
-        if self.rng.below(3) == 0 {
+        if self.rng.below(6) == 0 {
             return Interest::Keys { first, count: KEYS };
         }
         Interest::Key(first + self.rng.below(u64::from(KEYS)) as u32)

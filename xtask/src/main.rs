@@ -82,7 +82,7 @@ cargo xtask <command>
       --runs N           runs one after another, each with the next seed (default 1)
       --seed N           repeats the choice of faults and operations (default: from the clock, printed)
       --clients N        concurrent clients (default 4 per node)
-      --lessees N        clients that have leases (default none)
+      --lessees N        clients that have leases (default 2 per node)
       --watchers N       watchers at a time, on all nodes together (default 2000)
       --faults A,B       only these faults; --faults list names them, none leaves them all out
       --network WHAT     namespaces or loopback (default: namespaces where they can be made, as root or not)

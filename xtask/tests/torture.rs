@@ -44,6 +44,8 @@ fn three_nodes_survive_a_short_torture() {
         "faults",
         "terms with a leader",
         "state roots compared between nodes",
+        "leases that expired",
+        "lease renewals",
         "events checked",
         "times progress was told",
         "watchers cancelled by a compaction",

@@ -43,7 +43,7 @@ use totals::Totals;
 /// Clients per node.
 const CLIENTS_PER_NODE: usize = 4;
 /// Clients per node that have leases.
-const LESSEES_PER_NODE: usize = 0;
+const LESSEES_PER_NODE: usize = 2;
 /// Watchers that are open at a time, on all nodes together.
 const WATCHERS: usize = 2000;
 

@@ -20,7 +20,7 @@ use http::{Client, Request};
 use servers::Server;
 
 fn post(client: &mut Client, path: &str, body: &str) {
-    let request = Request { method: "POST", path: path.to_owned(), body: body.as_bytes().to_vec() };
+    let request = Request::post(path.to_owned(), body.to_owned());
     let response = client.send(&request);
     assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
 }
@@ -40,10 +40,11 @@ fn work(client: &mut Client) {
 #[test]
 fn promtool_finds_nothing_to_complain_about() {
     let Some(promtool) = find("TALLY_TEST_PROMTOOL", "promtool") else { return };
-    let tally = Server::tally();
+    let tally = Server::tally(None);
     let mut client = Client::new(tally.address());
     work(&mut client);
-    let metrics = client.send(&Request { method: "GET", path: "/metrics".to_owned(), body: Vec::new() });
+    let metrics =
+        client.send(&Request { method: "GET", path: "/metrics".to_owned(), body: Vec::new(), corrupt: false });
     assert_eq!(metrics.status, 200);
     check(&promtool, &metrics.body);
 }
@@ -79,7 +80,7 @@ fn check(promtool: &Path, metrics: &[u8]) {
 
 #[test]
 fn prometheus_sees_totals_revision_and_applied_index_move() {
-    let tally = Server::tally();
+    let tally = Server::tally(None);
     let mut client = Client::new(tally.address());
     let Some(mut prometheus) = Prometheus::start(&[tally.address().to_string()]) else { return };
     prometheus.wait("up", |up| up == 1.0);

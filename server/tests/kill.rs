@@ -120,7 +120,7 @@ fn number(value: &Value) -> i64 {
 }
 
 fn request(path: &str, body: String) -> Request {
-    Request { method: "POST", path: path.to_owned(), body: body.into_bytes() }
+    Request::post(path.to_owned(), body)
 }
 
 fn key_of(name: &str) -> String {

@@ -131,11 +131,13 @@ impl Grpc {
                 request.headers_mut().insert(name, value.parse().unwrap());
             }
         }
-        let response = runtime().block_on(async {
+        // The call has left before the first message of it is given; its answer may be a long way off.
+        let connection = runtime().block_on(async {
             let connection = self.connection().await;
             connection.ready().await.unwrap();
-            connection.send_request(request)
+            connection
         });
+        let response = connection.send_request(request);
         runtime().spawn(async move {
             let ended = match response.await {
                 Ok(response) => read(response, &items).await,

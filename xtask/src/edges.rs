@@ -25,7 +25,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("librocksdb-sys", &["tally-backend"]),
     ("axum*", &["tally-server", "tally-raftnode"]),
     ("hyper*", &["tally-server", "tally-raftnode"]),
-    ("tokio*", &["tally-server", "tally-raftnode"]),
+    ("tokio*", &["tally-server", "tally-raftnode", "xtask"]),
     ("tracing-subscriber", &["tally-server"]),
     ("clap", &["tally-server"]),
     ("prometheus", &["tally-server"]),
@@ -33,6 +33,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("tonic*", &["tally-server"]),
     ("serde_json", &["tally-server", "xtask"]),
     ("mio", &["xtask"]),
+    ("h2", &["xtask"]),
 ];
 
 /// Crates whose results must depend on replicated state alone, and what would let something else in.

@@ -4,10 +4,9 @@
 //!
 //! | check | trusts | finds |
 //! |---|---|---|
-//! | [`facts`] | nothing but the answers | two writes with one revision, stale or backward reads, invented or doubled values |
+//! | [`mod@facts`] | nothing but the answers | two writes with one revision, stale or backward reads, invented or doubled values |
 //! | [`search`] | nothing but the answers | per key: no order of the operations explains all answers |
 //! | [`timeline`] | the store's own past, read back at the end | lost writes, gaps, reads that are no snapshot of a revision |
-//!
 //! | [`leases`] | the past, and one clock | early and late ends, leases that come back, keys left behind, times to live that grow |
 //! | [`watches`] | the past | lost, doubled, disordered, torn and wrong events, progress told too soon |
 //!

@@ -133,6 +133,12 @@ fn answer(request: &Request, mut answers: Vec<Value>, ended: &Ended) -> Response
     Response { status, content_type: GRPC.to_owned(), body: body.into_bytes() }
 }
 
+/// Differences, "A streamed range that is sorted": etcd cuts it into pieces by key before it sorts each, and repeats records.
+pub(crate) fn repeats(request: &Request) -> bool {
+    let text = String::from_utf8_lossy(&request.body);
+    request.path.ends_with("/rangestream") && ["sort_target", "sortTarget"].iter().any(|name| text.contains(name))
+}
+
 /// The pieces of a streamed range put together: how it is cut is each server's own choice, but only the last may have more
 /// than records.
 fn joined(pieces: Vec<Value>) -> Vec<Value> {

@@ -62,6 +62,8 @@ struct Side {
     progress: BTreeMap<i64, i64>,
     /// The newest revision of each watcher's events, and whether the rest of it is still to come.
     newest: BTreeMap<i64, (i64, bool)>,
+    /// Whether a watcher was canceled by a compaction.
+    compacted: bool,
     wrong: Option<String>,
 }
 
@@ -287,8 +289,9 @@ impl Stream {
     /// Asks both, again and again, to tell how far they are, until they have told of at least this revision: while a watcher
     /// lags, etcd passes over the question.
     fn progress(&mut self, schema: &Schema, revision: i64) -> Result<(), String> {
-        // A watcher that waits for a revision of the future keeps the stream silent.
-        if self.future > revision {
+        // A watcher that waits for a revision of the future keeps the stream silent; and etcd's for good, once a watcher of it
+        // is behind a compaction (differences, "Progress").
+        if self.future > revision || self.sides[0].compacted {
             return Ok(());
         }
         let begun = Instant::now();
@@ -301,6 +304,10 @@ impl Stream {
                     return Ok(());
                 }
                 self.take(schema, Duration::from_millis(2))?;
+            }
+            // That may only be known by now.
+            if self.sides[0].compacted {
+                return Ok(());
             }
         }
         Err(self.failed(&format!("progress told: {:?}", self.sides.each_ref().map(far))))
@@ -384,7 +391,18 @@ impl Side {
             }
         };
         let (told, progress, newest) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { sender, items, decode: form, told, created: 0, ticked: 0, progress, newest, wrong: None }
+        Self {
+            sender,
+            items,
+            decode: form,
+            told,
+            created: 0,
+            ticked: 0,
+            progress,
+            newest,
+            compacted: false,
+            wrong: None,
+        }
     }
 
     fn take(&mut self, schema: &Schema, mut wait: Duration) {
@@ -433,13 +451,8 @@ impl Side {
             } else {
                 self.progress.insert(id, 0);
             }
-            let compacted = fields.contains_key("compact_revision");
-            let header = fields["header"].as_object_mut().unwrap();
-            header.remove("raft_term");
-            // Differences, "A watcher behind a compaction": etcd tells no revision there.
-            if compacted {
-                header.remove("revision");
-            }
+            self.compacted |= fields.contains_key("compact_revision");
+            fields["header"].as_object_mut().unwrap().remove("raft_term");
             self.told.entry(id).or_default().push(response);
             return Ok(());
         }

@@ -136,7 +136,7 @@ impl Generator {
         }
         let clear = ask(self, "\"DEACTIVATE\"", alarm);
         self.queue.push_back(clear);
-        ask(self, "\"ACTIVATE\"", alarm)
+        Request { corrupt, ..ask(self, "\"ACTIVATE\"", alarm) }
     }
 
     /// Remembers the leader key that a campaign has given.

@@ -86,7 +86,7 @@ impl Lessor {
             reads.listen_to_leases(true);
             let leases = reads.leases();
             let mut state = lessor.lock();
-            state.queue.promote(leases.iter(), lessor.clock.now_ms(), lessor.promotion);
+            state.queue.promote(leases.iter(), lessor.clock.begin_ms(), lessor.promotion);
             state.office = Some((term, reads));
             leases.len()
         });
@@ -101,7 +101,7 @@ impl Lessor {
         let now_ms = self.clock.now_ms();
         {
             let mut state = self.lock();
-            state.follow(now_ms);
+            state.follow(self.clock.begin_ms());
             if !state.queue.any_expired(now_ms) {
                 return;
             }
@@ -113,14 +113,14 @@ impl Lessor {
             if state.term() != Some(term) {
                 return;
             }
-            state.follow(now_ms);
+            // By a clock read now: what was granted while leadership was confirmed has its whole time ahead.
+            state.follow(self.clock.begin_ms());
             state.queue.expired(now_ms, EXPIRIES_PER_TICK)
         };
         for ids in ended.chunks(EXPIRIES_PER_COMMAND) {
             self.expire(term, ids).await;
         }
-        let now_ms = self.clock.now_ms();
-        self.lock().follow(now_ms);
+        self.lock().follow(self.clock.begin_ms());
         self.turn();
     }
 
@@ -169,11 +169,10 @@ impl Lessor {
                 }
             }
         }
-        let now_ms = self.clock.now_ms();
         {
             let mut state = self.lock();
             if state.term() == Some(term) {
-                state.follow(now_ms);
+                state.follow(self.clock.begin_ms());
                 state.queue.settle(notes.iter().map(|(id, _)| *id));
             }
         }
@@ -197,7 +196,7 @@ impl Lessor {
                 let (term, notes) = {
                     let mut state = self.lock();
                     let Some(term) = state.term() else { return };
-                    state.follow(now_ms);
+                    state.follow(self.clock.begin_ms());
                     (term, state.queue.all_notes(now_ms, after, NOTES_PER_COMMAND))
                 };
                 let Some((last, _)) = notes.last() else { return };

@@ -64,16 +64,16 @@ struct State {
 }
 
 impl State {
-    /// Brings the queue up to date with the table.
-    fn follow(&mut self, now_ms: u64) {
+    /// Brings the queue up to date with the table; what is new in it begins at `from_ms`, which is now.
+    fn follow(&mut self, from_ms: u64) {
         let Some((_, reads)) = &self.office else { return };
         let Ok(changes) = reads.take_lease_changes() else {
-            self.queue.resync(reads.leases().iter(), now_ms);
+            self.queue.resync(reads.leases().iter(), from_ms);
             return;
         };
         for change in changes {
             match change {
-                LeaseChange::Granted { id, lease } => self.queue.granted(id, lease, now_ms),
+                LeaseChange::Granted { id, lease } => self.queue.granted(id, lease, from_ms),
                 LeaseChange::Revoked { id } => self.queue.revoked(id),
                 LeaseChange::Noted { id, remaining_s } => self.queue.noted(id, remaining_s),
             }

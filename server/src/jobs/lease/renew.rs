@@ -174,13 +174,13 @@ impl Lessor {
     /// to be cleared first.
     async fn renew_once(&self, ids: &[i64], renewed: &mut [Renewed]) -> Option<(u64, Vec<i64>)> {
         // The clock first: if leadership is confirmed after it, nobody else has ended anything by then.
-        let now_ms = self.clock.now_ms();
+        let from_ms = self.clock.begin_ms();
         let term = self.node.confirm_leadership().await.ok()??;
         let mut state = self.lock();
         if state.term() != Some(term) {
             return None;
         }
-        state.follow(now_ms);
+        state.follow(self.clock.begin_ms());
         let leases = state.office.as_ref()?.1.leases();
         let (mut noted, mut count) = (Vec::new(), 0);
         for (id, one) in ids.iter().zip(renewed).filter(|(_, one)| **one == Renewed::Later) {
@@ -189,7 +189,7 @@ impl Lessor {
                 *one = Renewed::Gone;
                 continue;
             };
-            match state.queue.renew(*id, lease, now_ms) {
+            match state.queue.renew(*id, lease, from_ms) {
                 Renewal::Renewed { ttl_s } => {
                     *one = Renewed::For(ttl_s);
                     count += 1;
@@ -211,7 +211,7 @@ impl Lessor {
         if state.term() != Some(term) {
             return None;
         }
-        state.follow(now_ms);
+        state.follow(self.clock.begin_ms());
         let Some(lease) = state.office.as_ref()?.1.leases().get(id) else { return Some(-1) };
         // What the queue has not heard of was granted this very moment.
         Some(state.queue.time_to_live(id, now_ms).unwrap_or(lease.granted_s))

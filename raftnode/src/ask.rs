@@ -36,7 +36,7 @@ pub enum AskError {
     /// There was a leader, and no answer for as long as a request may wait.
     #[error("the leader did not answer in time; try again")]
     TimedOut,
-    /// More than [`ASK_BYTES_MAX`] bytes.
+    /// It has more bytes than a question may have; the text tells both numbers.
     #[error("a question of {bytes} bytes is too large, the limit is {ASK_BYTES_MAX}")]
     TooLarge {
         /// How many.

@@ -7,6 +7,7 @@ mod api;
 mod args;
 mod bench;
 mod cargo;
+mod clients;
 mod cluster;
 mod deny;
 mod edges;
@@ -45,7 +46,7 @@ cargo xtask <command>
       --tally PATH       tally to run (default: built here)
   test               everything CI runs: prerequisites, verify, all tests, packages, examples
   verify             fmt, clippy, crate edges, file heads and lengths, docs, links, deny
-  peers              build or fetch the etcd and Prometheus that tests use, and print the variables for `cargo test`
+  peers              build or fetch the programs that tests use, and print the variables for `cargo test`
   fix                rustfmt and the fixes clippy can make itself
   bench              Tally and etcd side by side
       --etcd PATH        etcd to compare with (default: $TALLY_TEST_ETCD, PATH, the cached 3.5.1)

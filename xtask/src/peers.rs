@@ -1,4 +1,5 @@
-//! Real programs that tests compare with or are scraped by: an etcd, a Prometheus and its promtool.
+//! Real programs that tests compare with, are scraped by or are used by: an etcd with its etcdctl, a Prometheus and its
+//! promtool, and other languages' clients.
 //!
 //! Nothing is installed into the system, because Debian's packages would start daemons on well-known ports: packages
 //! are downloaded and unpacked (or built) into the cache directory, which needs no root either.
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Error, Result};
-use crate::{cargo, etcd, prereq, run};
+use crate::{cargo, clients, etcd, prereq, run};
 
 /// The test peers that could be had, as environment variables for the test processes.
 #[derive(Debug, Default)]
@@ -42,6 +43,10 @@ pub(crate) fn ensure() -> Peers {
     note(etcd::VARIABLE, etcd::newest(), "the comparison with a real etcd");
     note("TALLY_TEST_PROMETHEUS", from_debian("TALLY_TEST_PROMETHEUS", "prometheus", "prometheus"), "the scrape test");
     note("TALLY_TEST_PROMTOOL", from_debian("TALLY_TEST_PROMTOOL", "prometheus", "promtool"), "promtool's check");
+    note("TALLY_TEST_GO_WORKER", clients::go_worker(), "work with etcd's Go client");
+    note("TALLY_TEST_NODE_MODULES", clients::node_modules(), "work with the npm package etcd3");
+    note("TALLY_TEST_JAVA_WORKER", clients::java_worker(), "work with the Java client jetcd");
+    note("TALLY_TEST_PYTHON", clients::python(), "work with the PyPI package etcd3gw");
     peers
 }
 

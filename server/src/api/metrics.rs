@@ -17,6 +17,17 @@ use crate::error::{ApiError, Code};
 /// Client API versions that have a series of their own; clients write what they like, so there is an end to it.
 const CLIENT_VERSIONS_MAX: usize = 32;
 const RPC: [&str; 3] = ["grpc_service", "grpc_method", "grpc_type"];
+/// What etcd's published alerts and panels count as a failure of the server. These series are there from the beginning: a rate needs a
+/// sample from before, so the first failure of a kind would not be seen without.
+const FAILURES: [Code; 7] = [
+    Code::Unknown,
+    Code::FailedPrecondition,
+    Code::ResourceExhausted,
+    Code::Internal,
+    Code::Unavailable,
+    Code::DataLoss,
+    Code::DeadlineExceeded,
+];
 
 /// Figures of the client API.
 pub(crate) struct Metrics {
@@ -102,6 +113,9 @@ impl Metrics {
             .iter()
             .map(|route| {
                 let rpc = [route.service(), route.method(), route.exchange().name()];
+                for code in FAILURES {
+                    handled.with_label_values(&[rpc[0], rpc[1], rpc[2], code.name()]);
+                }
                 PerRoute {
                     started: started.with_label_values(&rpc),
                     ok: handled.with_label_values(&[rpc[0], rpc[1], rpc[2], "OK"]),
@@ -330,6 +344,30 @@ mod tests {
         let line = format!(r#"etcd_server_client_requests_total{{client_api_version="3.6",type="stream"}} {streams}"#);
         assert!(text.contains(&line), "{line}\n{text}");
         assert!(!text.contains("grpc_server_handling_seconds"));
+    }
+
+    #[test]
+    fn results_and_failures_of_every_rpc_have_a_series_before_the_first() {
+        let text = text(&Metrics::new(false).unwrap());
+        let codes = [
+            "OK",
+            "Unknown",
+            "FailedPrecondition",
+            "ResourceExhausted",
+            "Internal",
+            "Unavailable",
+            "DataLoss",
+            "DeadlineExceeded",
+        ];
+        for route in Route::ALL {
+            let (service, method, exchange) = (route.service(), route.method(), route.exchange().name());
+            for code in codes {
+                let line = format!(
+                    r#"grpc_server_handled_total{{grpc_code="{code}",grpc_method="{method}",grpc_service="{service}",grpc_type="{exchange}"}} 0"#
+                );
+                assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+            }
+        }
     }
 
     #[test]

@@ -274,6 +274,25 @@ fn row_43_a_watch_from_the_future_gets_nothing_older() {
     assert!(matches!(watching.drain()[..], [Delivery::Progress { id: None, revision: 5 }]));
 }
 
+/// The same for a revision that was there when the watch began, and is not any more in the store that takes the place.
+#[test]
+fn row_43_a_store_that_is_behind_the_start_of_a_watch_tells_it_nothing() {
+    let mut ahead = Store::new();
+    let mut behind = Store::new();
+    for value in ["1", "2", "3"] {
+        ahead.set("k", value);
+    }
+    let mut watching = Watching::new(&ahead.reader);
+    let id = watching.create(single("k"), 3);
+    ahead.reopen();
+    assert!(matches!(watching.step(), Some(Step::Closed)) && watching.stream.attach(&behind.reader));
+    behind.set("k", "1");
+    watching.stream.request_progress();
+    assert!(watching.drain().is_empty(), "revision 2 is below the start");
+    behind.set("k", "2");
+    assert_eq!(watching.changes(id), [put_of(3, "k", "2")]);
+}
+
 /// PR 20707: a negative start made the server read from a revision that is none.
 #[test]
 fn row_44_a_negative_start_is_refused() {

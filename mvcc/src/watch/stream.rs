@@ -179,7 +179,7 @@ impl WatchStream {
             prev_kv: spec.prev_kv,
             mark: spec.mark,
             notes: if spec.progress_notify { Notes::Quiet } else { Notes::Unwanted },
-            early: spec.start > revision,
+            early: spec.start > 0,
         };
         self.watchers.insert(id, watcher);
         self.shared.hub.figures.watchers.add(1);

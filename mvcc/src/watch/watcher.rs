@@ -57,7 +57,7 @@ pub(super) struct Watcher {
     pub(super) prev_kv: bool,
     pub(super) mark: bool,
     pub(super) notes: Notes,
-    /// Its cursor is where it asked to start, which was a revision that was not there.
+    /// Its cursor is where it asked to start: the store may not be there yet, or, replaced by one that is behind, no more.
     pub(super) early: bool,
 }
 

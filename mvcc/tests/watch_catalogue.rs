@@ -77,6 +77,29 @@ fn row_38_a_store_that_is_behind_goes_on_where_the_watcher_is() {
 }
 
 #[test]
+fn row_38_a_store_that_is_behind_takes_no_progress_back() {
+    let mut ahead = Store::new();
+    let mut behind = Store::new();
+    let mut watching = Watching::new(&ahead.reader);
+    let id = watching.create(single("k"), 0);
+    ahead.set("other", "1");
+    ahead.set("other", "2");
+    watching.stream.request_progress();
+    assert!(matches!(watching.drain()[..], [Delivery::Progress { id: None, revision: 3 }]));
+    // It does not take this one any more from the store that is replaced.
+    ahead.set("k", "3");
+    ahead.reopen();
+    while !matches!(watching.step(), Some(Step::Closed)) {}
+    assert!(watching.stream.attach(&behind.reader));
+    behind.set("other", "1");
+    watching.stream.request_progress();
+    assert!(watching.drain().is_empty(), "revision 2 is below what was told");
+    behind.set("other", "2");
+    behind.set("k", "3");
+    assert_eq!(watching.changes(id), [put_of(4, "k", "3")]);
+}
+
+#[test]
 fn row_38_a_store_that_has_compacted_what_comes_next_cancels_the_watcher() {
     let mut store = Store::new();
     let mut watching = Watching::new(&store.reader);

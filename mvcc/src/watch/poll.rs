@@ -215,7 +215,7 @@ impl WatchStream {
     }
 
     /// Answers those who want to know how far they are. Nothing is left to hand out up to `told`, but to those who read
-    /// history.
+    /// history. Whoever is told goes on from there, also with a store that is not as far: what was said is never taken back.
     fn tell_progress(&mut self, told: i64) {
         if std::mem::take(&mut self.tick_due) {
             let mut due = Vec::new();
@@ -225,6 +225,7 @@ impl WatchStream {
                 }
                 watcher.notes = Notes::Quiet;
                 if watcher.place == Place::Level && watcher.may_be_told(told) {
+                    watcher.advance(told + 1);
                     due.push(*id);
                 }
             }
@@ -233,6 +234,7 @@ impl WatchStream {
         if self.progress_requests > 0 && self.lagging == 0 {
             let requests = std::mem::take(&mut self.progress_requests);
             if !self.watchers.is_empty() && self.watchers.values().all(|watcher| watcher.may_be_told(told)) {
+                self.watchers.values_mut().for_each(|watcher| watcher.advance(told + 1));
                 (0..requests).for_each(|_| self.post(Delivery::Progress { id: None, revision: told }));
             }
         }

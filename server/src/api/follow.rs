@@ -38,7 +38,8 @@ impl Follower {
     /// Waits for the next changes.
     pub(crate) async fn next(&mut self) -> Result<Followed, ApiError> {
         loop {
-            let step = poll_fn(|cx| match self.place.ending(false, cx.waker()) {
+            let is_corrupt = || self.state.refuse_if_corrupt().is_err();
+            let step = poll_fn(|cx| match self.place.ending(false, is_corrupt, cx.waker()) {
                 Some(error) => Poll::Ready(Err(error)),
                 None => self.stream.poll_next(cx).map(Ok),
             });

@@ -86,8 +86,9 @@ fn generations_apart(request: &Request, etcd: &Response, tally: &Response) -> bo
 
 /// Differences, "CORRUPT stops reads too".
 fn corrupt_stops_reads(request: &Request, etcd: &Response, tally: &Response) -> bool {
+    // Of what etcd refuses, too, the alarm is the first reason here.
     request.corrupt
-        && etcd.status == 200
+        && !contains(&etcd.body, b"etcdserver: corrupt cluster")
         && tally.status >= 400
         && contains(&tally.body, b"etcdserver: corrupt cluster")
 }

@@ -189,7 +189,8 @@ impl Session {
             if let Some(response) = self.said.pop_front() {
                 return Poll::Ready(Some(Ok(response)));
             }
-            if let Some(error) = self.place.ending(self.requires_leader, cx.waker()) {
+            let is_corrupt = || self.state.refuse_if_corrupt().is_err();
+            if let Some(error) = self.place.ending(self.requires_leader, is_corrupt, cx.waker()) {
                 return Poll::Ready(Some(Err(error)));
             }
             if let Err(error) = self.poll_history(cx) {

@@ -90,14 +90,20 @@ impl Watches {
 }
 
 impl Place {
-    /// Why the stream has to end, if it has to; otherwise `waker` is called when that changes.
-    pub(crate) fn ending(&self, requires_leader: bool, waker: &Waker) -> Option<ApiError> {
+    /// Why the stream has to end, if it has to; otherwise `waker` is called when that changes. `is_corrupt` tells whether
+    /// there is a CORRUPT alarm now: what is noted of it here may be of before a stream began.
+    pub(crate) fn ending(
+        &self,
+        requires_leader: bool,
+        is_corrupt: impl FnOnce() -> bool,
+        waker: &Waker,
+    ) -> Option<ApiError> {
         self.waker.register(waker);
         // After the registration: whoever raises a flag wakes afterwards.
         let raised = |flag: &AtomicBool| flag.load(Ordering::Acquire);
         if raised(&self.all.stopped) {
             Some(ApiError::Stopped(Effect::None))
-        } else if raised(&self.all.corrupt) {
+        } else if raised(&self.all.corrupt) && is_corrupt() {
             Some(ApiError::CorruptCluster)
         } else if requires_leader && raised(&self.all.leaderless) {
             Some(ApiError::NoLeader)

@@ -72,14 +72,15 @@ impl Engine {
         Ok(Engine::new(db))
     }
 
-    /// Opens a finished checkpoint without writing a single byte into it.
+    /// Opens a finished checkpoint without writing a single byte into it. Only the private column family is sure to be there.
     pub(crate) fn open_read_only(path: &Path) -> Result<Engine, OpenError> {
         let mut options = Options::default();
         // A logger of our own keeps RocksDB from leaving its diary in the directory.
         options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Fatal, |_, _| {}));
         options.set_max_open_files(64);
-        known_families(&options, path)?;
-        let db = DB::open_cf_for_read_only(&options, path, family_names(), false);
+        // A checkpoint of an older version lacks the buckets that came later, and nothing may be made in it.
+        let found = known_families(&options, path)?;
+        let db = DB::open_cf_for_read_only(&options, path, found, false);
         Ok(Engine::new(db.map_err(|error| open_error(error, path))?))
     }
 
@@ -167,12 +168,13 @@ fn family_names() -> impl Iterator<Item = &'static str> {
     std::iter::once(PRIVATE).chain(Bucket::ALL.into_iter().map(Bucket::name))
 }
 
-/// Refuses column families that this program does not know: a newer program made them, and they hold state.
-fn known_families(options: &Options, path: &Path) -> Result<(), OpenError> {
+/// The column families that are there. Refuses those that this program does not know: a newer program made them, and they
+/// hold state.
+fn known_families(options: &Options, path: &Path) -> Result<Vec<String>, OpenError> {
     let found = DB::list_cf(options, path).map_err(|error| open_error(error, path))?;
-    match found.into_iter().find(|name| !family_names().any(|known| known == name)) {
-        Some(name) => Err(OpenError::UnknownBucket { path: path.to_path_buf(), name }),
-        None => Ok(()),
+    match found.iter().find(|name| !family_names().any(|known| known == *name)) {
+        Some(name) => Err(OpenError::UnknownBucket { path: path.to_path_buf(), name: name.clone() }),
+        None => Ok(found),
     }
 }
 

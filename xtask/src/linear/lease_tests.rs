@@ -189,8 +189,11 @@ fn a_time_to_live_that_starts_again_is_caught() {
         history: Vec::new(),
         past: Timeline::new(1),
     };
-    late(42).check_by(elections).unwrap();
-    assert!(matches!(late(21).check_by(RULES).unwrap_err(), Broken::Grew { .. }));
+    let (grown, extended) = (42 + RULES.growth_max, 21 + RULES.growth_max);
+    late(grown).check_by(elections).unwrap();
+    assert!(matches!(late(grown + 1).check_by(elections).unwrap_err(), Broken::Grew { .. }));
+    late(extended).check_by(RULES).unwrap();
+    assert!(matches!(late(extended + 1).check_by(RULES).unwrap_err(), Broken::Grew { .. }));
     // More than was ever granted.
     let found =
         Case::new().with(ask(30, 31, Ask::Renew, Told::Renewed(3))).with(seen(32, 5, None)).check().unwrap_err();

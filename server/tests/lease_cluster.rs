@@ -74,6 +74,19 @@ fn leases_end_on_all_members_alike() {
     }
 }
 
+/// The last of them leads nobody, and its note of what is left of the lease is never committed.
+#[test]
+fn members_stop_cleanly_one_after_another() {
+    let mut cluster = Cluster::start(3);
+    grant(cluster.node(0), 7, 60);
+    eventually("a second of it passes", || (time_to_live(cluster.node(0), 7) < 59).then_some(()));
+    while let Some(at) = cluster.running().first().copied() {
+        // Whoever leads goes last.
+        let at = if cluster.running().len() > 1 { cluster.follower() } else { at };
+        cluster.stop(at);
+    }
+}
+
 /// Bug catalogue row 52: another leader, killed or asked to go, does not give leases their whole time again.
 #[test]
 fn row_52_a_new_leader_starts_from_what_was_left() {

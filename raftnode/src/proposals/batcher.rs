@@ -246,14 +246,17 @@ impl Forwarded {
 }
 
 impl Batcher {
-    /// Runs until `stop` resolves and everything accepted has been answered, or until consensus has stopped.
+    /// Runs until `stop` resolves and everybody who waits here has been answered, or until consensus has stopped.
+    ///
+    /// Batches in flight need not end first: without a majority they never do, and whoever still cares for something in
+    /// them waits here, or hears from the log of another member.
     pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) {
         tokio::pin!(stop);
         let mut sweep = interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Stopping: the queue takes no more. Drained: nothing is left in it either.
         let (mut stopping, mut drained) = (false, false);
-        while !(drained && self.taken.is_empty() && self.in_flight.is_empty() && self.waiting.is_empty()) {
+        while !(drained && self.waiting.is_empty() && self.taken.is_empty() && self.again.is_empty()) {
             let leader = self.leadership.now();
             if leader == Leader::Nobody && stopping {
                 self.refuse_taken(&ProposeError::NoLeader);

@@ -13,13 +13,20 @@ use crate::{cargo, deny, peers, prereq, run, verify};
 /// How long one example may run.
 const EXAMPLE_LIMIT: Duration = Duration::from_secs(300);
 
-/// What the test runners' closing lines add up to.
+/// Lines of what a failed test said that the summary repeats.
+const SAID_LINES_MAX: usize = 12;
+
+/// What the test runners' closing lines add up to, and why tests failed.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Totals {
     passed: u64,
     failed: u64,
     ignored: u64,
     lines: Vec<String>,
+    /// What every panic of a failed test said, from the line that tells where it was.
+    panics: Vec<Vec<String>>,
+    /// Whether the last of them goes on.
+    panicking: bool,
 }
 
 /// Runs every step, also after one has failed; any failure makes the whole run fail.
@@ -64,8 +71,20 @@ fn tests(peers: &Peers, totals: &mut Totals) -> Result<()> {
 }
 
 impl Totals {
-    /// Reads one line of output; only a runner's closing line counts.
+    /// Reads one line of output: of a runner's closing line or of a panic, or of no interest.
     fn note(&mut self, line: &str) {
+        if line.starts_with("thread '") && line.contains(" panicked at ") {
+            self.panics.push(Vec::new());
+            self.panicking = true;
+        }
+        if let Some(said) = self.panics.last_mut().filter(|_| self.panicking) {
+            let ends = line.is_empty() || line.starts_with("stack backtrace:") || line.starts_with("note: run with");
+            self.panicking = !ends && said.len() < SAID_LINES_MAX;
+            if self.panicking {
+                said.push(line.to_owned());
+                return;
+            }
+        }
         let Some(counts) = line.strip_prefix("test result: ") else { return };
         let count = |what: &str| -> u64 {
             let mut words =
@@ -130,6 +149,12 @@ fn summary(steps: &[(&str, Duration, Result<()>)], peers: &Peers, totals: &Total
     for line in &totals.lines {
         println!("{line}");
     }
+    if !totals.panics.is_empty() {
+        println!("\n== what failed tests said");
+        for line in totals.panics.iter().flatten() {
+            println!("{line}");
+        }
+    }
     println!("\n== summary ({:.0} s{})", took.as_secs_f64(), if deny::in_ci() { ", CI" } else { "" });
     for (name, took, result) in steps {
         let outcome = result.as_ref().map_or_else(|error| format!("FAILED: {error}"), |()| "ok".to_owned());
@@ -146,6 +171,19 @@ fn summary(steps: &[(&str, Duration, Result<()>)], peers: &Peers, totals: &Total
 #[cfg(test)]
 mod tests {
     use super::Totals;
+
+    #[test]
+    fn panics_are_repeated_without_their_backtraces() {
+        let mut totals = Totals::default();
+        let said = "running 1 test\ntest one ... FAILED\n\n---- one stdout ----\nsome log\n\nthread 'one' (7) panicked at a/b.rs:1:2:\n\
+                    assertion failed\n  left: 1\nstack backtrace:\n   0: std\n\nthread 'two' panicked at c.rs:3:4:\ngone\nnote: run with \
+                    `RUST_BACKTRACE=1`\ntest result: FAILED. 0 passed; 1 failed; 0 ignored";
+        said.lines().for_each(|line| totals.note(line));
+        let one = ["thread 'one' (7) panicked at a/b.rs:1:2:", "assertion failed", "  left: 1"];
+        let two = ["thread 'two' panicked at c.rs:3:4:", "gone"];
+        assert_eq!(totals.panics, [one.map(str::to_owned).to_vec(), two.map(str::to_owned).to_vec()]);
+        assert_eq!(totals.failed, 1);
+    }
 
     #[test]
     fn closing_lines_add_up() {

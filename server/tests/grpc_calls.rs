@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::grpc::proto::health::HealthCheckRequest;
 use common::grpc::proto::health::health_client::HealthClient;
-use common::grpc::{block_on, clients, from, get, pb, put, refused};
+use common::grpc::{Direct, block_on, clients, from, get, pb, put, refused};
 use common::{directory, launch, metric, start};
 use tokio::task::JoinSet;
 use tonic::Code;
@@ -112,7 +112,7 @@ fn deadlines_are_kept_and_wrong_ones_refused() {
     let root = directory();
     let tally = start(&root.path().join("d"));
     block_on(async {
-        let mut kv = clients(&tally).kv;
+        let mut kv = Direct::kv(&tally).await;
         let mut request = Request::new(get("a"));
         request.metadata_mut().insert("grpc-timeout", "0n".parse().unwrap());
         let status = kv.range(request).await.unwrap_err();

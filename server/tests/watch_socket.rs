@@ -4,7 +4,7 @@
 mod common;
 
 use common::watch::{Socket, changes, key};
-use common::{base64, directory, start};
+use common::{base64, directory, launch, start};
 use serde_json::json;
 
 #[test]
@@ -29,6 +29,25 @@ fn messages_are_requests_and_responses() {
     socket.frame(0x88, &1_000_u16.to_be_bytes());
     assert_eq!(socket.message().unwrap().0, 0x88);
     assert!(socket.message().is_none());
+}
+
+#[test]
+fn pages_that_may_not_read_answers_get_no_socket() {
+    let directory = directory();
+    let tally = launch(directory.path()).arg("--cors=http://good.example").start();
+    let open = |origin: &str| {
+        let headers = [
+            ("connection", "Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("origin", origin),
+        ];
+        tally.connect().request_with("GET", "/v3/watch", &headers, "")
+    };
+    let refused = open("http://bad.example");
+    assert_eq!((refused.status, refused.body.contains("--cors")), (403, true), "{}", refused.body);
+    assert_eq!(open("http://good.example").status, 101);
 }
 
 #[test]

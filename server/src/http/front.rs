@@ -97,8 +97,16 @@ impl Front {
         Ok(if origin.is_some() { with_cors(response, origin) } else { response })
     }
 
-    /// A browser that was led here under a foreign name (DNS rebinding) is turned away.
+    /// Turned away are a browser that was led here under a foreign name (DNS rebinding), and one that wants a WebSocket
+    /// for a page that may not read answers: browsers themselves check that for every other request.
     fn refuse(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
+        let (upgrade, origin) = (request.headers().contains_key(UPGRADE), request.headers().get(ORIGIN));
+        if let (true, Some(origins), Some(origin)) = (upgrade, &self.origins, origin)
+            && allowed_origin(origins, request).is_none()
+        {
+            let text = format!("origin {origin:?} may not open a WebSocket here; see --cors\n");
+            return Some(refusal(StatusCode::FORBIDDEN, text));
+        }
         let Allowed::Only(hosts) = &self.hosts else { return None };
         let authority = match request.uri().host() {
             Some(host) => host,
@@ -109,11 +117,15 @@ impl Front {
             return None;
         }
         let text = format!("host {host:?} is not one that this server answers to; see --host-whitelist\n");
-        let mut response = Response::new(Body::from(text));
-        *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        Some(response)
+        Some(refusal(StatusCode::MISDIRECTED_REQUEST, text))
     }
+}
+
+fn refusal(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }
 
 /// What to answer a browser that asks on behalf of another site. `None` if it is not a browser, or not allowed.

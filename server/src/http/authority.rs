@@ -8,7 +8,7 @@
 //! **Invariant**: only the value of a literal `:authority` that begins with `http://` or `https://` is ever touched. A connection whose first
 //! request has none is not looked at again.
 //!
-//! Limit: the first HEADERS frame has to be there whole in one read, as clients send it; else the stream is refused as without this.
+//! A head of a request that has come in part is held back until the rest is there.
 
 /// What begins every HTTP/2 connection, before its first frame.
 const PREFACE_BYTES: usize = 24;
@@ -16,6 +16,8 @@ const FRAME_HEAD_BYTES: usize = 9;
 const HEADERS: u8 = 0x1;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
+/// Bytes of the largest frame with fields that is looked at; clients that were not told otherwise send none that is larger.
+const FIELDS_BYTES_MAX: usize = 16 << 10;
 /// The place of `:authority` in HPACK's static table.
 const AUTHORITY: usize = 1;
 
@@ -35,19 +37,39 @@ pub(super) struct Authority {
     head_bytes: usize,
     /// Bytes to pass over before the next frame begins.
     skip: usize,
+    /// If those are the fields of a request, the flags of their frame.
+    fields: Option<u8>,
     /// Whether an authority was mended on this connection.
     has_mended: bool,
 }
 
+/// What is known of a connection after some of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It need not be looked at any more.
+    Enough,
+    /// The next bytes are wanted, too.
+    More,
+    /// So many bytes at the end are to be shown again, together with those that follow, before anybody else sees them.
+    Part(usize),
+}
+
 impl Authority {
     pub(super) fn new() -> Authority {
-        Authority { head: [0; FRAME_HEAD_BYTES], head_bytes: 0, skip: PREFACE_BYTES, has_mended: false }
+        Authority { head: [0; FRAME_HEAD_BYTES], head_bytes: 0, skip: PREFACE_BYTES, fields: None, has_mended: false }
     }
 
-    /// Mends what has come in. Returns whether to be shown more of this connection. A head of a request that does not come in one piece is
-    /// passed over.
-    pub(super) fn pass(&mut self, mut bytes: &mut [u8]) -> bool {
+    /// Mends what has come in.
+    pub(super) fn pass(&mut self, mut bytes: &mut [u8]) -> Seen {
         loop {
+            if let Some(flags) = self.fields {
+                let Some(frame) = bytes.get_mut(..self.skip) else { return Seen::Part(bytes.len()) };
+                self.has_mended |= mend(flags, frame).is_some();
+                if !self.has_mended {
+                    return Seen::Enough;
+                }
+                self.fields = None;
+            }
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &mut bytes[skipped..];
@@ -57,17 +79,12 @@ impl Authority {
             self.head_bytes += taken;
             bytes = rest;
             if self.head_bytes < FRAME_HEAD_BYTES {
-                return true;
+                return Seen::More;
             }
             self.head_bytes = 0;
             let [high, middle, low, kind, flags, ..] = self.head;
             self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-            if let Some(frame) = bytes.get_mut(..self.skip).filter(|_| kind == HEADERS) {
-                self.has_mended |= mend(flags, frame).is_some();
-                if !self.has_mended {
-                    return false;
-                }
-            }
+            self.fields = (kind == HEADERS && self.skip <= FIELDS_BYTES_MAX).then_some(flags);
         }
     }
 }
@@ -163,11 +180,11 @@ fn written(scheme: &[Code], after: &[Code]) -> (u64, u32) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// The first frames of etcdctl 3.4.23 for `--endpoints=http://127.0.0.1:36487 endpoint status`, its head of a request shortened.
-    fn recorded(authority: &[u8]) -> Vec<u8> {
+    pub(in super::super) fn recorded(authority: &[u8]) -> Vec<u8> {
         let mut bytes =
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x04\x01\x00\x00\x00\x00"
                 .to_vec();
@@ -179,35 +196,37 @@ mod tests {
         bytes
     }
 
-    const RECORDED: &[u8] = b"\x90\x9d)\xae\xe3\x0c\x04N\xae\x05\xc0\xb8n2\xe3O;";
+    pub(in super::super) const RECORDED: &[u8] = b"\x90\x9d)\xae\xe3\x0c\x04N\xae\x05\xc0\xb8n2\xe3O;";
 
     /// The same with `x--` for `://`: 9d 29 ae, then the last two bits of `x` …
-    const MENDED: &[u8] = b"\x90\x9d)\xaf\xca\xcb\x04N\xae\x05\xc0\xb8n2\xe3O;";
+    pub(in super::super) const MENDED: &[u8] = b"\x90\x9d)\xaf\xca\xcb\x04N\xae\x05\xc0\xb8n2\xe3O;";
 
     #[test]
     fn a_scheme_in_front_of_the_authority_is_overwritten() {
         let mut bytes = recorded(RECORDED);
-        assert!(Authority::new().pass(&mut bytes));
+        assert_eq!(Authority::new().pass(&mut bytes), Seen::More);
         assert_eq!(bytes, recorded(MENDED));
         for (plain, mended) in [
             (b"\x12http://example:379", b"\x12httpx--example:379"),
             (b"\x12https://exampl:379", b"\x12httpsx--exampl:379"),
         ] {
             let mut bytes = recorded(plain);
-            assert!(Authority::new().pass(&mut bytes));
+            assert_eq!(Authority::new().pass(&mut bytes), Seen::More);
             assert_eq!(bytes, recorded(mended));
         }
     }
 
     #[test]
-    fn pieces_between_frames_make_no_difference() {
+    fn pieces_make_no_difference() {
         let whole = recorded(RECORDED);
-        for cut in 0..PREFACE_BYTES + 3 * FRAME_HEAD_BYTES {
-            let mut bytes = whole.clone();
-            let (before, after) = bytes.split_at_mut(cut);
+        for cut in 0..whole.len() {
+            let (mut before, mut after) = (whole[..cut].to_vec(), whole[cut..].to_vec());
             let mut authority = Authority::new();
-            assert!(authority.pass(before) && authority.pass(after), "cut at {cut}");
-            assert_eq!(bytes, recorded(MENDED), "cut at {cut}");
+            if let Seen::Part(bytes) = authority.pass(&mut before) {
+                after.splice(..0, before.drain(cut - bytes..));
+            }
+            assert_eq!(authority.pass(&mut after), Seen::More, "cut at {cut}");
+            assert_eq!([before, after].concat(), recorded(MENDED), "cut at {cut}");
         }
     }
 
@@ -216,7 +235,7 @@ mod tests {
         for authority in [&b"\x0bexample:379"[..], b"\x12httpx://ample:3791", b"\x00"] {
             let mut bytes = recorded(authority);
             let before = bytes.clone();
-            assert!(!Authority::new().pass(&mut bytes), "{authority:?} is looked at once");
+            assert_eq!(Authority::new().pass(&mut bytes), Seen::Enough, "{authority:?} is looked at once");
             assert_eq!(bytes, before);
         }
     }

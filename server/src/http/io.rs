@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::authority::Authority;
+use super::authority::{Authority, Seen};
 use super::connections::Connection;
+use super::gather::Gather;
 use super::pings::{DATA, FAREWELL, Frames, HEADERS, Judge, is_ping};
 
 /// How every HTTP/2 connection begins, and no HTTP/1.1 request.
@@ -23,6 +24,9 @@ pub(super) struct Reporting<S> {
     pings: Option<Box<Pings>>,
     /// Until it is known that the client's requests are as they should be.
     authority: Option<Authority>,
+    /// What has been read of something that is not there whole: of the first letters, or of a request's head.
+    held: Vec<u8>,
+    gather: Gather,
 }
 
 /// Watches over a client's pings.
@@ -41,19 +45,45 @@ impl<S> Reporting<S> {
             let (read, written) = (Frames::of_client(), Frames::default());
             Box::new(Pings { read, written, judge: Judge::new(interval_min), farewell: None })
         });
-        Reporting { socket, connection, http2: None, pings, authority: Some(Authority::new()) }
+        Reporting {
+            socket,
+            connection,
+            http2: None,
+            pings,
+            authority: Some(Authority::new()),
+            held: Vec::new(),
+            gather: Gather::default(),
+        }
     }
 
-    fn has_read(&mut self, new: &mut [u8]) {
+    /// Looks at what was read. Returns how many bytes of its end are held back, to be seen together with what follows.
+    fn has_read(&mut self, new: &mut [u8]) -> usize {
+        if self.http2.is_none() && new.len() < HTTP2_BEGINS.len() && HTTP2_BEGINS.starts_with(new) {
+            self.held.extend_from_slice(new);
+            return new.len();
+        }
         let http2 = *self.http2.get_or_insert_with(|| new.starts_with(HTTP2_BEGINS));
         self.connection.on_read(http2);
         if !http2 {
             self.pings = None;
             self.authority = None;
         }
-        if self.authority.as_mut().is_some_and(|authority| !authority.pass(new)) {
-            self.authority = None;
-        }
+        let held = match self.authority.as_mut().map_or(Seen::More, |authority| authority.pass(new)) {
+            Seen::Enough => {
+                self.authority = None;
+                0
+            }
+            Seen::More => 0,
+            Seen::Part(bytes) => bytes,
+        };
+        let (new, part) = new.split_at(new.len() - held);
+        self.held.extend_from_slice(part);
+        self.judge(new);
+        held
+    }
+
+    /// Counts the pings among what the library is given.
+    fn judge(&mut self, new: &[u8]) {
         let Some(pings) = &mut self.pings else { return };
         let Pings { read, judge, farewell, .. } = &mut **pings;
         read.pass(new, |kind, flags| {
@@ -102,12 +132,39 @@ impl<S: AsyncWrite + Unpin> Reporting<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
-        let new = &mut buf.filled_mut()[before..];
-        if !new.is_empty() {
-            self.has_read(new);
+        loop {
+            if !self.held.is_empty() {
+                if self.held.len() >= buf.remaining() {
+                    // Nobody reads into so little; what comes then stays as it is.
+                    self.authority = None;
+                    self.http2.get_or_insert(false);
+                    let rest = self.held.split_off(buf.remaining());
+                    let given = std::mem::replace(&mut self.held, rest);
+                    buf.put_slice(&given);
+                    self.judge(&given);
+                    return Poll::Ready(Ok(()));
+                }
+                buf.put_slice(&self.held);
+            }
+            let read = Pin::new(&mut self.socket).poll_read(cx, buf);
+            let new = &mut buf.filled_mut()[before..];
+            if !matches!(read, Poll::Ready(Ok(()))) {
+                buf.set_filled(before);
+                return read;
+            }
+            if new.len() == self.held.len() {
+                // The client has ended what it sends, and what was held back is its last.
+                self.held.clear();
+                return read;
+            }
+            self.held.clear();
+            let held = self.has_read(new);
+            let filled = buf.filled().len() - held;
+            buf.set_filled(filled);
+            if filled > before {
+                return read;
+            }
         }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -124,6 +181,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
         if let Some(ended) = self.poll_farewell(cx) {
             return ended.map(Err);
         }
+        if self.http2 == Some(true) && self.gather.waits(slices.iter().map(|slice| slice.len()).sum()) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let result = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
         self.has_written(slices, &result);
         result
@@ -134,10 +195,66 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+        self.gather.done();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use futures_util::FutureExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::super::authority::tests::{MENDED, RECORDED, recorded};
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_read_is_mended_and_whole_however_it_comes() {
+        let whole = recorded(RECORDED);
+        for cut in 1..whole.len() {
+            let (mut client, server) = duplex(whole.len());
+            let mut read = Reporting::new(server, Arc::default(), Some(Duration::from_secs(5)));
+            // With room, as the library reads.
+            let mut seen = Vec::with_capacity(8 << 10);
+            client.write_all(&whole[..cut]).await.unwrap();
+            while read.read_buf(&mut seen).now_or_never().is_some() {}
+            client.write_all(&whole[cut..]).await.unwrap();
+            drop(client);
+            while read.read_buf(&mut seen).await.unwrap() > 0 {}
+            assert_eq!(seen, recorded(MENDED), "cut at {cut}");
+            assert!(read.pings.unwrap().read.is_between(), "cut at {cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_client_gives_what_was_held_back() {
+        let mut whole = recorded(RECORDED);
+        whole.pop();
+        let mut read = Reporting::new(&whole[..], Arc::default(), None);
+        let mut seen = Vec::new();
+        read.read_to_end(&mut seen).await.unwrap();
+        assert_eq!(seen, whole);
+    }
+
+    #[tokio::test]
+    async fn a_reader_without_room_gets_all_the_same() {
+        let whole = recorded(RECORDED);
+        let mut read = Reporting::new(&whole[..], Arc::default(), None);
+        let (mut seen, mut room) = (Vec::new(), [0; 3]);
+        loop {
+            let bytes = read.read(&mut room).await.unwrap();
+            if bytes == 0 {
+                break;
+            }
+            seen.extend_from_slice(&room[..bytes]);
+        }
+        assert_eq!(seen.len(), whole.len());
     }
 }

@@ -3,6 +3,7 @@
 mod authority;
 mod connections;
 mod front;
+mod gather;
 mod io;
 mod listener;
 mod pings;

@@ -8,6 +8,10 @@
 //! up, or [`NOTE_INTERVAL_MS`] of it. One that clients keep alive as they should, three times per time to live, never gets
 //! there and costs the log nothing. So the next leader starts from no more than twice what was left.
 //!
+//! Renewals are by far the most frequent operation, and do not move a lease in the order of ends: it goes on to its right place
+//! when the one that it has is reached.
+//!
+//! **Invariant**: no lease has a place later than its due time.
 //! **Invariant**: once a lease was handed out as expired it is not renewed any more in this term.
 //! **Invariant**: a renewal succeeds only if the table notes no remainder and none is on its way there: a new leader, which
 //! has only the table, grants at least what this one promised.
@@ -29,9 +33,9 @@ const SECOND_MS: u64 = 1_000;
 pub struct ExpiryQueue {
     primary: bool,
     entries: BTreeMap<i64, Entry>,
-    /// When each lease ends, or is to be handed out again; without those that are handed out.
+    /// When each lease ends, or is to be handed out again, or some time before; without those that are handed out.
     ends: BTreeSet<(u64, i64)>,
-    /// When what is left of each lease is to be noted; without those that are being noted.
+    /// When what is left of each lease is to be noted, or some time before; without those that are being noted.
     notes: BTreeSet<(u64, i64)>,
 }
 
@@ -181,7 +185,12 @@ impl ExpiryQueue {
         if lease.remaining_s != 0 {
             return Renewal::Noted;
         }
-        self.insert(id, lease, now_ms.saturating_add(ms(lease.granted_s)));
+        let end_ms = now_ms.saturating_add(ms(lease.granted_s));
+        if self.entries.get(&id).is_some_and(|entry| entry.queued_ms.is_some_and(|at| at <= end_ms)) {
+            self.change(id, |entry| (entry.lease, entry.end_ms) = (lease, end_ms));
+        } else {
+            self.insert(id, lease, end_ms);
+        }
         Renewal::Renewed { ttl_s: lease.granted_s }
     }
 
@@ -189,9 +198,8 @@ impl ExpiryQueue {
     /// [`ExpiryQueue::retry`]. O(answer · log n).
     pub fn expired(&mut self, now_ms: u64, max: usize) -> Vec<i64> {
         let mut ended = Vec::new();
-        while ended.len() < max {
-            let Some((at, id)) = self.ends.first().copied().filter(|(at, _)| *at <= now_ms) else { break };
-            self.ends.remove(&(at, id));
+        while ended.len() < max && self.any_expired(now_ms) {
+            let Some((_, id)) = self.ends.pop_first() else { break };
             if let Some(entry) = self.entries.get_mut(&id) {
                 (entry.queued_ms, entry.doomed) = (None, true);
                 if let Some(note) = entry.note_ms.take() {
@@ -203,9 +211,17 @@ impl ExpiryQueue {
         ended
     }
 
-    /// Whether any lease has ended.
-    pub fn any_expired(&self, now_ms: u64) -> bool {
-        self.ends.first().is_some_and(|(at, _)| *at <= now_ms)
+    /// Whether any lease has ended. The first place of `ends` is exact then. O(log n) per lease that was renewed.
+    pub fn any_expired(&mut self, now_ms: u64) -> bool {
+        while let Some((at, id)) = self.ends.first().copied().filter(|(at, _)| *at <= now_ms) {
+            let Some(entry) = self.entries.get_mut(&id).filter(|entry| !entry.doomed && entry.end_ms > at) else {
+                return true;
+            };
+            entry.queued_ms = Some(entry.end_ms);
+            self.ends.remove(&(at, id));
+            self.ends.insert((entry.end_ms, id));
+        }
+        false
     }
 
     /// Those of `ids` that the table still has are handed out again at `at_ms`: their revocation failed, or nobody knows.
@@ -221,9 +237,20 @@ impl ExpiryQueue {
     /// Hands out at most `max` leases of which so much has passed that it is to be noted, with what is left in seconds.
     /// [`ExpiryQueue::settle`] has to follow. O(answer · log n).
     pub fn due_notes(&mut self, now_ms: u64, max: usize) -> Vec<(i64, i64)> {
-        let due = self.notes.iter().take_while(|(at, _)| *at <= now_ms).take(max);
-        let due: Vec<i64> = due.map(|(_, id)| *id).collect();
-        due.into_iter().filter_map(|id| self.hand_out(id, now_ms)).collect()
+        let mut due = Vec::new();
+        while due.len() < max
+            && let Some(place) = self.notes.first().copied().filter(|(at, _)| *at <= now_ms)
+        {
+            self.notes.remove(&place);
+            let (at, id) = place;
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            entry.note_ms = entry.next_note().filter(|next| *next > at);
+            match entry.note_ms {
+                Some(next) => _ = self.notes.insert((next, id)),
+                None => due.extend(self.hand_out(id, now_ms)),
+            }
+        }
+        due
     }
 
     /// As [`ExpiryQueue::due_notes`], for every lease of which a second or more has passed: leadership is to be handed
@@ -277,16 +304,19 @@ impl ExpiryQueue {
         self.change(id, |_| {});
     }
 
-    /// Changes an entry and gives it its place among the notes.
+    /// Changes an entry, and gives it a place among the notes unless it has one that is early enough.
     fn change(&mut self, id: i64, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         change(entry);
-        if let Some(note) = entry.note_ms.take() {
-            self.notes.remove(&(note, id));
+        let next = entry.next_note().filter(|_| !entry.doomed && !entry.noting);
+        if entry.note_ms.is_some_and(|at| next.is_some_and(|next| at <= next)) {
+            return;
         }
-        if let Some(note) = entry.next_note().filter(|_| !entry.doomed && !entry.noting) {
-            entry.note_ms = Some(note);
-            self.notes.insert((note, id));
+        if let Some(at) = std::mem::replace(&mut entry.note_ms, next) {
+            self.notes.remove(&(at, id));
+        }
+        if let Some(next) = next {
+            self.notes.insert((next, id));
         }
     }
 

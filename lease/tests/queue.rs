@@ -52,6 +52,15 @@ fn a_new_leader_starts_from_what_is_noted_and_extends_it() {
     assert_eq!((queue.time_to_live(1, 5_000), queue.time_to_live(2, 5_000)), (Some(41), Some(601)));
 }
 
+/// What a leader grants on top ends with the first renewal, which may bring the end forward.
+#[test]
+fn a_renewal_soon_after_promotion_counts_from_its_own_time() {
+    let lease = Lease::granted(10);
+    let mut queue = primary([(1, lease)], 0);
+    assert_eq!(queue.renew(1, lease, 500), Renewal::Renewed { ttl_s: 10 });
+    assert_eq!((queue.expired(10_499, 9), queue.expired(10_500, 9)), (vec![], vec![1]));
+}
+
 /// Bug catalogue row 55: what ends together is spread, and nothing ends early.
 #[test]
 fn ends_are_spread_at_promotion() {
@@ -136,33 +145,72 @@ fn resync_keeps_what_was_known_and_learns_the_rest() {
     assert_eq!(queue.renew(2, Lease { granted_s: 10, remaining_s: 4 }, 5_000), Renewal::Noted);
 }
 
+/// What the model knows of a lease.
+struct Known {
+    lease: Lease,
+    end_ms: u64,
+}
+
+impl Known {
+    /// When what is left is to be noted: at half of what was last noted, which is worth it from a second on.
+    fn note_ms(&self) -> Option<u64> {
+        let half_ms = self.lease.start_s() as u64 * 500;
+        (half_ms >= 1_000).then(|| self.end_ms - half_ms)
+    }
+
+    fn renewed(lease: Lease, now_ms: u64) -> Known {
+        Known { lease, end_ms: now_ms + lease.granted_s as u64 * 1_000 }
+    }
+}
+
+/// Those whose time, as `time` has it, has come, in its order.
+fn due(model: &BTreeMap<i64, Known>, now_ms: u64, time: impl Fn(&Known) -> Option<u64>) -> Vec<i64> {
+    let timed = model.iter().filter_map(|(id, known)| Some((time(known)?, *id)));
+    let mut due: Vec<(u64, i64)> = timed.filter(|(at, _)| *at <= now_ms).collect();
+    due.sort_unstable();
+    due.into_iter().map(|(_, id)| id).collect()
+}
+
 proptest! {
-    /// Against a table of ends: nothing expires before its time or stays beyond it, in whatever order things happen.
+    /// Against a table of ends: nothing expires or is noted before its time or stays beyond it, in whatever order things happen.
     #[test]
-    fn ends_agree_with_a_model(steps in prop::collection::vec((0u8..6, 1i64..8, 1i64..9, 0u64..3_000), 1..200)) {
+    fn ends_and_notes_agree_with_a_model(steps in prop::collection::vec((0u8..6, 1i64..8, 1i64..9, 0u64..3_000), 1..200)) {
         let mut queue = primary([], 0);
-        let mut model: BTreeMap<i64, (Lease, u64)> = BTreeMap::new();
+        let mut model: BTreeMap<i64, Known> = BTreeMap::new();
         let mut now_ms = 0;
         for (what, id, ttl_s, passes) in steps {
             now_ms += passes;
-            let mut expired = queue.expired(now_ms, usize::MAX);
-            let mut due: Vec<i64> = model.iter().filter(|(_, (_, end))| *end <= now_ms).map(|(id, _)| *id).collect();
-            expired.sort_unstable();
-            due.sort_unstable();
-            prop_assert_eq!(&expired, &due);
-            for id in due {
+            let ended = due(&model, now_ms, |known| Some(known.end_ms));
+            prop_assert_eq!(queue.any_expired(now_ms), !ended.is_empty());
+            prop_assert_eq!(&queue.expired(now_ms, usize::MAX), &ended);
+            for id in ended {
                 queue.revoked(id);
                 model.remove(&id);
             }
+            let noted = queue.due_notes(now_ms, usize::MAX);
+            let ids: Vec<i64> = noted.iter().map(|(id, _)| *id).collect();
+            prop_assert_eq!(&ids, &due(&model, now_ms, Known::note_ms));
+            for (id, left_s) in noted {
+                let known = model.get_mut(&id).unwrap();
+                prop_assert_eq!(left_s, (known.end_ms - now_ms).div_ceil(1_000) as i64);
+                known.lease.remaining_s = left_s;
+                queue.noted(id, left_s);
+            }
+            queue.settle(ids);
             let lease = Lease::granted(ttl_s);
             match (what, model.get_mut(&id)) {
                 (0 | 1, None) => {
                     queue.granted(id, lease, now_ms);
-                    model.insert(id, (lease, now_ms + ttl_s as u64 * 1_000));
+                    model.insert(id, Known::renewed(lease, now_ms));
                 }
-                (2 | 3, Some((lease, end))) => {
-                    prop_assert_eq!(queue.renew(id, *lease, now_ms), Renewal::Renewed { ttl_s: lease.granted_s });
-                    *end = now_ms + lease.granted_s as u64 * 1_000;
+                (2 | 3, Some(known)) => {
+                    let lease = Lease::granted(known.lease.granted_s);
+                    if known.lease.remaining_s != 0 {
+                        prop_assert_eq!(queue.renew(id, known.lease, now_ms), Renewal::Noted);
+                        queue.noted(id, 0);
+                    }
+                    prop_assert_eq!(queue.renew(id, lease, now_ms), Renewal::Renewed { ttl_s: lease.granted_s });
+                    *known = Known::renewed(lease, now_ms);
                 }
                 (4, Some(_)) => {
                     queue.revoked(id);
@@ -171,7 +219,7 @@ proptest! {
                 (_, _) => {}
             }
             prop_assert_eq!(queue.len(), model.len());
-            let left = model.get(&id).map(|(_, end)| ((end - now_ms) / 1_000) as i64);
+            let left = model.get(&id).map(|known| ((known.end_ms - now_ms) / 1_000) as i64);
             prop_assert_eq!(queue.time_to_live(id, now_ms), left);
         }
     }

@@ -214,7 +214,7 @@ impl Server {
         jobs::refresh_sizes(&node, &sizes);
         let election = Duration::from_millis(config.election_ms);
         let leadership = Arc::new(Leadership::new(node.clone(), Arc::clone(&network), ids.member, election));
-        let lessor = Lessor::new(node.clone(), config.election_ms);
+        let lessor = Lessor::new(node.clone(), config.election_ms, config.request_timeout());
         let health = Arc::new(Health::new(node.clone(), config.request_timeout()));
         let api_metrics = Arc::new(api::Metrics::new(config.extensive_metrics)?);
         let metrics = Arc::new(Metrics::new()?);

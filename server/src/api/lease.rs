@@ -1,6 +1,9 @@
 //! The lease service. What is granted and revoked goes through the log; when leases end is asked of the leader.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tally_apply::{Command, Reply};
@@ -9,7 +12,7 @@ use uuid::Uuid;
 
 use crate::api::state::State;
 use crate::error::{ApiError, Effect};
-use crate::jobs::RenewError;
+use crate::jobs::{RenewError, Renewing};
 use crate::wire::{LeaseGrantMessage, LeaseMessage, LeaseTimeToLiveMessage};
 
 /// How often an id is drawn that is in use already, before that is taken for something else than chance.
@@ -103,16 +106,34 @@ pub(crate) async fn list(state: &State) -> Result<(i64, Vec<i64>), ApiError> {
     Ok((revision, leases.iter().map(|(id, _)| id).collect()))
 }
 
+/// A renewal that is on its way.
+pub(crate) struct KeepAlive {
+    id: i64,
+    revision: i64,
+    renewing: Renewing,
+}
+
+impl KeepAlive {
+    pub(crate) fn begin(state: &State, message: LeaseMessage) -> KeepAlive {
+        let LeaseMessage { id } = message;
+        let revision = state.reads().kv().revision();
+        KeepAlive { id, revision, renewing: state.lessor.renew(id) }
+    }
+
+    /// Not to be polled again once it is ready.
+    pub(crate) fn poll(&mut self, state: &State, cx: &mut Context<'_>) -> Poll<Result<KeptAlive, ApiError>> {
+        let KeepAlive { id, revision, renewing } = self;
+        Pin::new(&mut *renewing).poll(cx).map(|renewed| match renewed {
+            Ok(ttl_s) => Ok(KeptAlive { revision: *revision, id: *id, ttl_s }),
+            Err(error) => Err(error_of(state, error, renewing.since)),
+        })
+    }
+}
+
 /// Renews a lease.
 pub(crate) async fn keep_alive(state: &State, message: LeaseMessage) -> Result<KeptAlive, ApiError> {
-    let id = message.id;
-    let revision = state.reads().kv().revision();
-    let started = Instant::now();
-    let renewed = timeout(state.request_timeout, state.lessor.renew(id)).await;
-    match renewed.unwrap_or(Err(RenewError::TimedOut)) {
-        Ok(ttl_s) => Ok(KeptAlive { revision, id, ttl_s }),
-        Err(error) => Err(error_of(state, error, started)),
-    }
+    let mut renewal = KeepAlive::begin(state, message);
+    poll_fn(|cx| renewal.poll(state, cx)).await
 }
 
 fn error_of(state: &State, error: RenewError, started: Instant) -> ApiError {

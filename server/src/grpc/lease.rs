@@ -2,12 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::stream::try_unfold;
+use futures_util::Stream;
 use prost::Message;
 
-use crate::api::{Route, State, lease};
+use crate::api::lease::{self, KeepAlive};
+use crate::api::{Route, State};
 use crate::error::ApiError;
 use crate::grpc::error::ProtocolError;
 use crate::grpc::messages::Messages;
@@ -60,35 +62,40 @@ pub(super) async fn unary(state: &State, route: Route, message: Bytes) -> Result
     })
 }
 
-struct Stream {
-    state: Arc<State>,
-    messages: Messages,
-    ends: Pin<Box<dyn Future<Output = ApiError> + Send>>,
-}
-
 /// Renewals, one after the other, until the client closes its half.
 pub(super) fn keep_alive(state: &Arc<State>, requires_leader: bool, messages: Messages) -> Answers {
     let ends = Box::pin(lease::stream_ends(Arc::clone(state), requires_leader));
-    let stream = Stream { state: Arc::clone(state), messages, ends };
-    Box::pin(try_unfold(stream, |mut stream| async move {
-        let answer = {
-            let Stream { state, messages, ends } = &mut stream;
-            tokio::select! {
-                biased;
-                error = ends => return Err(error),
-                answer = renewed(state, messages) => answer?,
-            }
-        };
-        Ok(answer.map(|answer| (answer, stream)))
-    }))
+    Box::pin(Renewals { state: Arc::clone(state), messages, renewal: None, ends })
 }
 
-/// The answer to the next request; none after the last.
-async fn renewed(state: &State, messages: &mut Messages) -> Result<Option<Bytes>, ApiError> {
-    let Some(message) = messages.next().await? else { return Ok(None) };
-    state.metrics.received(Route::LeaseKeepAlive, message.len());
-    let pb::LeaseKeepAliveRequest { id } = decode(message)?;
-    let kept = lease::keep_alive(state, LeaseMessage { id }).await?;
-    let header = write::header(&state.header(kept.revision));
-    Ok(Some(write::message(&pb::LeaseKeepAliveResponse { header, id: kept.id, ttl: kept.ttl_s })))
+/// By hand, as there are very many of them, and each is short.
+struct Renewals {
+    state: Arc<State>,
+    messages: Messages,
+    renewal: Option<KeepAlive>,
+    ends: Pin<Box<dyn Future<Output = ApiError> + Send>>,
+}
+
+impl Stream for Renewals {
+    type Item = Result<Bytes, ApiError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Renewals { state, messages, renewal, ends } = self.get_mut();
+        loop {
+            if let Some(running) = renewal {
+                let Poll::Ready(kept) = running.poll(state, cx) else { break };
+                *renewal = None;
+                return Poll::Ready(Some(kept.map(|kept| {
+                    let header = write::header(&state.header(kept.revision));
+                    write::message(&pb::LeaseKeepAliveResponse { header, id: kept.id, ttl: kept.ttl_s })
+                })));
+            }
+            let Poll::Ready(message) = messages.poll_next(cx)? else { break };
+            let Some(message) = message else { return Poll::Ready(None) };
+            state.metrics.received(Route::LeaseKeepAlive, message.len());
+            let pb::LeaseKeepAliveRequest { id } = decode(message)?;
+            *renewal = Some(KeepAlive::begin(state, LeaseMessage { id }));
+        }
+        ends.as_mut().poll(cx).map(|error| Some(Err(error)))
+    }
 }

@@ -3,14 +3,13 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::authority::{Authority, Seen};
 use super::connections::Connection;
-use super::gather::Gather;
 use super::pings::{DATA, FAREWELL, Frames, HEADERS, Judge, is_ping};
 
 /// How every HTTP/2 connection begins, and no HTTP/1.1 request.
@@ -26,7 +25,6 @@ pub(super) struct Reporting<S> {
     authority: Option<Authority>,
     /// What has been read of something that is not there whole: of the first letters, or of a request's head.
     held: Vec<u8>,
-    gather: Gather,
 }
 
 /// Watches over a client's pings.
@@ -45,15 +43,7 @@ impl<S> Reporting<S> {
             let (read, written) = (Frames::of_client(), Frames::default());
             Box::new(Pings { read, written, judge: Judge::new(interval_min), farewell: None })
         });
-        Reporting {
-            socket,
-            connection,
-            http2: None,
-            pings,
-            authority: Some(Authority::new()),
-            held: Vec::new(),
-            gather: Gather::default(),
-        }
+        Reporting { socket, connection, http2: None, pings, authority: Some(Authority::new()), held: Vec::new() }
     }
 
     /// Looks at what was read. Returns how many bytes of its end are held back, to be seen together with what follows.
@@ -181,10 +171,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
         if let Some(ended) = self.poll_farewell(cx) {
             return ended.map(Err);
         }
-        if self.http2 == Some(true) && self.gather.waits(slices.iter().map(|slice| slice.len()).sum()) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         let result = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
         self.has_written(slices, &result);
         result
@@ -195,9 +181,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
-        self.gather.done();
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

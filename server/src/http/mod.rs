@@ -14,7 +14,6 @@ use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -164,7 +163,7 @@ where
     // In a box, which goes when the response begins: what stands in the future of an HTTP/2 stream stays as long as the
     // stream, and a watch stream stays for days.
     let service = service_fn(move |request| Box::pin(Arc::clone(&front).call(request, Arc::clone(&place))));
-    let (local, mut streams) = Executor::for_connection();
+    let (local, mut driver) = Executor::for_connection();
     let (executor, pings) = match settings {
         Settings::Clients(http2) => (local, Some(http2.client_ping_interval_min).filter(|min| !min.is_zero())),
         Settings::Peers => (Executor::Tasks, None),
@@ -174,17 +173,7 @@ where
     // A connection that is taken over ends here and goes on elsewhere: see `Takeover`.
     let mut http = pin!(builder.serve_connection_with_upgrades(io, service));
     loop {
-        let served = poll_fn(|cx| {
-            loop {
-                if http.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(());
-                }
-                if !streams.poll(cx) {
-                    return Poll::Pending;
-                }
-                // What they have answered is written now, all of it together.
-            }
-        });
+        let served = poll_fn(|cx| driver.poll(cx, http.as_mut()).map(drop));
         let ordered = tokio::select! {
             biased;
             // Whatever went wrong is the client's doing: it closed, or spoke no HTTP.
@@ -200,5 +189,6 @@ where
             Order::Drain => http.as_mut().graceful_shutdown(),
             Order::Close => return,
         }
+        driver.prompt();
     }
 }

@@ -13,7 +13,7 @@ use tally_raftnode::{EncodedCommand, Node};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 pub(crate) use compactor::Schedule;
-pub(crate) use lease::{Lessor, RenewError};
+pub(crate) use lease::{Lessor, RenewError, Renewing};
 pub(crate) use sweeper::{Sweeper, SweeperConfig};
 
 use crate::metrics::Sizes;

@@ -23,6 +23,7 @@ mod renew;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tally_apply::{LeaseChange, Reads};
 use tally_lease::{ExpiryQueue, Promotion};
@@ -31,7 +32,7 @@ use tokio::sync::{Semaphore, watch};
 
 use clock::Clock;
 use renew::Lane;
-pub(crate) use renew::RenewError;
+pub(crate) use renew::{RenewError, Renewing};
 
 /// Leases that are ended per second at most. Each is a revision of its own with its deletes.
 const EXPIRIES_PER_SECOND_MAX: u64 = 4_000;
@@ -50,6 +51,8 @@ pub(crate) struct Lessor {
     quick: Lane,
     slow: Lane,
     asking: Semaphore,
+    /// How long a request may take.
+    patience: Duration,
     stopping: watch::Sender<bool>,
     renewed: AtomicU64,
     expired: AtomicU64,
@@ -86,8 +89,9 @@ impl State {
 }
 
 impl Lessor {
-    /// The lessor of a node with this election timeout. To be kept running by [`Lessor::run`].
-    pub(crate) fn new(node: Node, election_ms: u64) -> Arc<Lessor> {
+    /// The lessor of a node with this election timeout, and requests that may take `patience`. To be kept running by
+    /// [`Lessor::run`].
+    pub(crate) fn new(node: Node, election_ms: u64, patience: Duration) -> Arc<Lessor> {
         let promotion = Promotion { extend_ms: election_ms, ends_per_second_max: EXPIRIES_PER_SECOND_MAX / 4 * 3 };
         let lessor = Arc::new(Lessor {
             node,
@@ -98,6 +102,7 @@ impl Lessor {
             quick: Lane::new(false),
             slow: Lane::new(true),
             asking: Semaphore::new(TIMES_ASKED_MAX),
+            patience,
             stopping: watch::Sender::new(false),
             renewed: AtomicU64::new(0),
             expired: AtomicU64::new(0),

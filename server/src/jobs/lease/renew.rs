@@ -4,8 +4,10 @@
 //! What cannot be decided at once (a note has to be cleared through the log, a revocation is on its way) changes to a
 //! second, slow lane, so that the others need not wait for it.
 
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,9 +55,41 @@ impl From<AskError> for RenewError {
 
 type Answer = oneshot::Sender<Result<i64, RenewError>>;
 
+/// A renewal that is on its way. It resolves to the time to live in seconds, or to 0 if there is no such lease (any more).
+pub(crate) struct Renewing {
+    pub(crate) since: Instant,
+    answered: oneshot::Receiver<Result<i64, RenewError>>,
+}
+
+impl Future for Renewing {
+    type Output = Result<i64, RenewError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answered).poll(cx).map(|answer| answer.unwrap_or(Err(RenewError::Stopped)))
+    }
+}
+
+/// A renewal that waits for its turn.
+struct Waiting {
+    id: i64,
+    since: Instant,
+    answer: Answer,
+}
+
+impl Waiting {
+    /// Itself, if anybody waits for it and has not waited for too long.
+    fn unless_late(self, now: Instant, patience: Duration) -> Option<Waiting> {
+        if now.duration_since(self.since) >= patience {
+            let _ = self.answer.send(Err(RenewError::TimedOut));
+            return None;
+        }
+        (!self.answer.is_closed()).then_some(self)
+    }
+}
+
 /// Renewals on their way to the leader, one question at a time.
 pub(super) struct Lane {
-    waiting: Mutex<Vec<(i64, Answer)>>,
+    waiting: Mutex<Vec<Waiting>>,
     begin: Notify,
     /// Has the leader wait for what decides.
     slow: bool,
@@ -66,25 +100,25 @@ impl Lane {
         Lane { waiting: Mutex::default(), begin: Notify::new(), slow }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(i64, Answer)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, id: i64, answer: Answer) {
+    fn join(&self, renewal: Waiting) {
         let mut waiting = self.lock();
         if waiting.len() >= WAITING_MAX {
             // Nobody waits for it if this fails; likewise below.
-            let _ = answer.send(Err(RenewError::TooMany));
+            let _ = renewal.answer.send(Err(RenewError::TooMany));
             return;
         }
-        waiting.push((id, answer));
+        waiting.push(renewal);
         if waiting.len() == 1 {
             self.begin.notify_one();
         }
     }
 
     /// Whoever waits longest goes first.
-    fn take(&self) -> Vec<(i64, Answer)> {
+    fn take(&self) -> Vec<Waiting> {
         let mut waiting = self.lock();
         let count = waiting.len().min(QUESTION_MAX);
         let rest = waiting.split_off(count);
@@ -99,34 +133,34 @@ impl Lane {
             self.begin.notified().await;
             // Whoever is about to run gets to join.
             tokio::task::yield_now().await;
-            let mut asking = self.take();
-            // Nobody waits for these any more.
-            asking.retain(|(_, answer)| !answer.is_closed());
+            let now = Instant::now();
+            let asking = self.take().into_iter();
+            let asking: Vec<Waiting> = asking.filter_map(|one| one.unless_late(now, lessor.patience)).collect();
             if asking.is_empty() {
                 continue;
             }
-            let ids: Vec<i64> = asking.iter().map(|(id, _)| *id).collect();
+            let ids: Vec<i64> = asking.iter().map(|one| one.id).collect();
             match lessor.ask_renew(self.slow, &ids).await {
-                Ok(renewed) => asking.into_iter().zip(renewed).for_each(|((id, answer), one)| match one {
-                    Renewed::For(seconds) => _ = answer.send(Ok(seconds)),
-                    Renewed::Gone => _ = answer.send(Ok(0)),
-                    Renewed::Later => lessor.slow.join(id, answer),
+                Ok(renewed) => asking.into_iter().zip(renewed).for_each(|(one, renewed)| match renewed {
+                    Renewed::For(seconds) => _ = one.answer.send(Ok(seconds)),
+                    Renewed::Gone => _ = one.answer.send(Ok(0)),
+                    Renewed::Later => lessor.slow.join(one),
                 }),
-                Err(error) => asking.into_iter().for_each(|(_, answer)| _ = answer.send(Err(error))),
+                Err(error) => asking.into_iter().for_each(|one| _ = one.answer.send(Err(error))),
             }
         }
     }
 }
 
 impl Lessor {
-    /// Renews a lease: its time to live in seconds, or 0 if there is no such lease (any more). Linearizable.
+    /// Renews a lease. Linearizable. Once it has been asked for it goes on, whoever waits for it.
     ///
-    /// # Errors
-    /// [`RenewError`].
-    pub(crate) async fn renew(&self, id: i64) -> Result<i64, RenewError> {
-        let (answer, answered) = oneshot::channel();
-        self.quick.join(id, answer);
-        answered.await.unwrap_or(Err(RenewError::Stopped))
+    /// It fails by itself if it takes too long: a leader is asked for no longer than a request may take, and nobody who has
+    /// waited for that long already is asked for.
+    pub(crate) fn renew(&self, id: i64) -> Renewing {
+        let ((answer, answered), since) = (oneshot::channel(), Instant::now());
+        self.quick.join(Waiting { id, since, answer });
+        Renewing { since, answered }
     }
 
     /// What is left of a lease in seconds, rounded down; none if there is no such lease. Linearizable.

@@ -15,6 +15,9 @@ use super::pings::{DATA, FAREWELL, Frames, HEADERS, Judge, is_ping};
 /// How every HTTP/2 connection begins, and no HTTP/1.1 request.
 const HTTP2_BEGINS: &[u8] = b"PRI";
 
+/// Pieces that have no more bytes together are written as one.
+const JOINED_BYTES_MAX: usize = 1024;
+
 pub(super) struct Reporting<S> {
     socket: S,
     connection: Arc<Connection>,
@@ -119,6 +122,27 @@ impl<S: AsyncWrite + Unpin> Reporting<S> {
     }
 }
 
+/// Writes; little in one piece, as the system's call for several of them takes longer than copying so much.
+fn poll_send<S: AsyncWrite>(
+    socket: Pin<&mut S>,
+    cx: &mut Context<'_>,
+    slices: &[io::IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    if let [slice] = slices {
+        return socket.poll_write(cx, slice);
+    }
+    let mut joined = [0; JOINED_BYTES_MAX];
+    let mut bytes = 0;
+    for slice in slices {
+        let Some(room) = joined.get_mut(bytes..bytes + slice.len()) else {
+            return socket.poll_write_vectored(cx, slices);
+        };
+        room.copy_from_slice(slice);
+        bytes += slice.len();
+    }
+    socket.poll_write(cx, &joined[..bytes])
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
@@ -171,7 +195,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
         if let Some(ended) = self.poll_farewell(cx) {
             return ended.map(Err);
         }
-        let result = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        let result = poll_send(Pin::new(&mut self.socket), cx, slices);
         self.has_written(slices, &result);
         result
     }

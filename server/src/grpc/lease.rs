@@ -85,10 +85,7 @@ impl Stream for Renewals {
             if let Some(running) = renewal {
                 let Poll::Ready(kept) = running.poll(state, cx) else { break };
                 *renewal = None;
-                return Poll::Ready(Some(kept.map(|kept| {
-                    let header = write::header(&state.header(kept.revision));
-                    write::message(&pb::LeaseKeepAliveResponse { header, id: kept.id, ttl: kept.ttl_s })
-                })));
+                return Poll::Ready(Some(kept.map(|kept| write::kept_alive(&state.header(kept.revision), &kept))));
             }
             let Poll::Ready(message) = messages.poll_next(cx)? else { break };
             let Some(message) = message else { return Poll::Ready(None) };

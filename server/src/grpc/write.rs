@@ -4,11 +4,12 @@
 //! Fields that are zero are left out, as protobuf wants it. A stored record *is* the message `KeyValue`, so it is copied
 //! as it stands.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
 use tally_mvcc::{DeleteReply, OpReply, PutReply, RangeResult, Record, TxnReply};
 
+use crate::api::lease::KeptAlive;
 use crate::grpc::messages::PREFIX_BYTES;
 use crate::proto::etcdserverpb as pb;
 use crate::wire::{Header, Member};
@@ -50,7 +51,7 @@ fn put_begin(out: &mut impl BufMut, tag: u8, bytes: usize) {
     encode_varint(bytes as u64, out);
 }
 
-fn put_records(out: &mut BytesMut, tag: u8, records: &[Record]) {
+fn put_records(out: &mut Vec<u8>, tag: u8, records: &[Record]) {
     for record in records {
         put_begin(out, tag, record.bytes().len());
         out.put_slice(record.bytes());
@@ -70,16 +71,16 @@ pub(super) fn put_header(out: &mut impl BufMut, header: &Header<'_>) {
 }
 
 /// Prefix and message in one buffer of the right size.
-fn framed(bytes: usize, write: impl FnOnce(&mut BytesMut)) -> Bytes {
+fn framed(bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     let mut out = begin(bytes, bytes);
     write(&mut out);
     debug_assert_eq!(out.len(), PREFIX_BYTES + bytes);
-    out.freeze()
+    out.into()
 }
 
 /// A buffer with the prefix of a message of so many bytes, and room for `capacity` of them.
-fn begin(bytes: usize, capacity: usize) -> BytesMut {
-    let mut out = BytesMut::with_capacity(PREFIX_BYTES + capacity);
+fn begin(bytes: usize, capacity: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(PREFIX_BYTES + capacity);
     out.put_u8(0);
     out.put_u32(u32::try_from(bytes).unwrap_or(u32::MAX));
     out
@@ -96,6 +97,14 @@ pub(super) fn header(header: &Header<'_>) -> Option<pb::ResponseHeader> {
     message.revision = header.revision;
     message.raft_term = header.term;
     Some(message)
+}
+
+pub(super) fn kept_alive(header: &Header<'_>, kept: &KeptAlive) -> Bytes {
+    framed(field_len(header_len(header)) + number_len(kept.id) + number_len(kept.ttl_s), |out| {
+        put_header(out, header);
+        put_number(out, varint_field(2), kept.id);
+        put_number(out, varint_field(3), kept.ttl_s);
+    })
 }
 
 pub(super) fn put(header: &Header<'_>, reply: &PutReply) -> Bytes {
@@ -152,7 +161,7 @@ pub(super) fn range_in_pieces(header: &Header<'_>, result: RangeResult) -> impl 
                 }
             }
         }
-        Some(std::mem::take(&mut out).freeze())
+        Some(std::mem::take(&mut out).into())
     })
 }
 
@@ -176,7 +185,7 @@ fn put_len(reply: &PutReply) -> usize {
     reply.prev_kv.as_ref().map_or(0, |record| field_len(record.bytes().len()))
 }
 
-fn put_fields(out: &mut BytesMut, reply: &PutReply) {
+fn put_fields(out: &mut Vec<u8>, reply: &PutReply) {
     put_records(out, bytes_field(2), reply.prev_kv.as_slice());
 }
 
@@ -184,7 +193,7 @@ fn delete_len(reply: &DeleteReply) -> usize {
     number_len(reply.deleted) + records_len(&reply.prev_kvs)
 }
 
-fn delete_fields(out: &mut BytesMut, reply: &DeleteReply) {
+fn delete_fields(out: &mut Vec<u8>, reply: &DeleteReply) {
     put_number(out, varint_field(2), reply.deleted);
     put_records(out, bytes_field(3), &reply.prev_kvs);
 }
@@ -193,7 +202,7 @@ fn figures_len(more: bool, count: i64) -> usize {
     number_len(i64::from(more)) + number_len(count)
 }
 
-fn put_range_figures(out: &mut BytesMut, more: bool, count: i64) {
+fn put_range_figures(out: &mut Vec<u8>, more: bool, count: i64) {
     put_number(out, varint_field(3), i64::from(more));
     put_number(out, varint_field(4), count);
 }
@@ -202,7 +211,7 @@ fn range_len(result: &RangeResult) -> usize {
     records_len(&result.kvs) + figures_len(result.more, result.count)
 }
 
-fn range_fields(out: &mut BytesMut, result: &RangeResult) {
+fn range_fields(out: &mut Vec<u8>, result: &RangeResult) {
     put_records(out, bytes_field(2), &result.kvs);
     put_range_figures(out, result.more, result.count);
 }
@@ -213,7 +222,7 @@ fn txn_len(reply: &TxnReply) -> usize {
     number_len(i64::from(reply.succeeded)) + replies
 }
 
-fn txn_fields(out: &mut BytesMut, reply: &TxnReply) {
+fn txn_fields(out: &mut Vec<u8>, reply: &TxnReply) {
     put_number(out, varint_field(2), i64::from(reply.succeeded));
     for reply in &reply.replies {
         op(out, reply);
@@ -241,7 +250,7 @@ fn op_len(reply: &OpReply) -> usize {
     field_len(number_len(op_revision(reply))) + fields
 }
 
-fn op(out: &mut BytesMut, reply: &OpReply) {
+fn op(out: &mut Vec<u8>, reply: &OpReply) {
     let (number, bytes) = match reply {
         OpReply::Range(_) => (1, op_len(reply)),
         OpReply::Put(_) => (2, op_len(reply)),

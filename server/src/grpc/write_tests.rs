@@ -129,6 +129,7 @@ proptest! {
         put_reply in puts(),
         delete_reply in deletes(),
         txn_reply in txns(),
+        (id, ttl) in any::<(i64, i64)>(),
         header_revision in 0..i64::MAX,
         term in any::<u64>(),
     ) {
@@ -137,6 +138,10 @@ proptest! {
             (put(header, &put_reply), expected(&put_message(full(header), &put_reply))),
             (delete_range(header, &delete_reply), expected(&delete_message(full(header), &delete_reply))),
             (txn(header, &txn_reply), expected(&txn_message(full(header), &txn_reply))),
+            (
+                kept_alive(header, &KeptAlive { revision: header.revision, id, ttl_s: ttl }),
+                expected(&pb::LeaseKeepAliveResponse { header: full(header), id, ttl }),
+            ),
             (
                 message(&pb::CompactionResponse { header: super::header(header) }),
                 expected(&pb::CompactionResponse { header: full(header) }),

@@ -121,14 +121,19 @@ impl Alarms {
         self.sum
     }
 
-    /// Carries out the command; it cannot be refused.
-    pub(crate) fn act(&mut self, command: AlarmCommand, batch: &mut WriteBatch) {
+    /// Carries out the command; it cannot be refused. Returns the alarm if it is raised now, or was cleared by this.
+    pub(crate) fn act(&mut self, command: AlarmCommand, batch: &mut WriteBatch) -> Option<Alarm> {
         let alarm = Alarm { member_id: command.member_id, kind: command.kind };
         match command.action {
-            AlarmAction::Activate if self.insert(alarm) => batch.put(Bucket::Alarm, &encode(alarm), &[]),
+            AlarmAction::Activate => {
+                if self.insert(alarm) {
+                    batch.put(Bucket::Alarm, &encode(alarm), &[]);
+                }
+            }
             AlarmAction::Deactivate if self.remove(alarm) => batch.delete(Bucket::Alarm, &encode(alarm)),
-            AlarmAction::Activate | AlarmAction::Deactivate => {}
+            AlarmAction::Deactivate => return None,
         }
+        Some(alarm)
     }
 
     fn insert(&mut self, alarm: Alarm) -> bool {

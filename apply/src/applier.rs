@@ -10,7 +10,7 @@ use tally_backend::{Applied, Backend, Bucket, StorageError, WriteBatch};
 use tally_lease::Leases;
 use tally_mvcc::{CheckError, Options as KvOptions, WriteError, Writer};
 
-use crate::alarm::{Alarm, AlarmCommand, Alarms};
+use crate::alarm::{AlarmCommand, Alarms};
 use crate::checkpoints::{self, Checkpoints};
 use crate::command::{Command, DecodeError};
 use crate::gate;
@@ -390,9 +390,7 @@ impl Applier {
     }
 
     fn alarm(&mut self, command: AlarmCommand, batch: &mut WriteBatch) -> Reply {
-        self.alarms.act(command, batch);
-        let alarm = Alarm { member_id: command.member_id, kind: command.kind };
-        Reply::Alarm(self.alarms.list().contains(&alarm).then_some(alarm))
+        Reply::Alarm(self.alarms.act(command, batch))
     }
 
     fn set_level(&mut self, index: u64, level: u32, batch: &mut WriteBatch) -> Result<Result<Reply, Rejection>, Fatal> {

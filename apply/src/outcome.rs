@@ -24,7 +24,7 @@ pub enum Reply {
     Txn(TxnReply),
     /// To a compaction.
     Compact,
-    /// To an alarm command: the alarm it named, if it is raised now.
+    /// To an alarm command: the alarm it named, if that is raised now, or was cleared by this very command.
     Alarm(Option<Alarm>),
     /// To a lease that was granted.
     LeaseGrant {

@@ -45,11 +45,11 @@ fn no_space_refuses_what_adds_data_and_lets_deletes_through() {
     drop((backend, applier, reads));
     let (_backend, mut applier, reads) = open(dir.path());
     assert!(reads.alarmed(AlarmKind::NoSpace), "an alarm survives a restart");
-    let outcomes = applier
-        .apply(&[entry(10, &alarm(AlarmAction::Deactivate, AlarmKind::NoSpace)), entry(11, &put("b", "2"))])
-        .unwrap();
-    assert_eq!(outcomes[0].result, Ok(Reply::Alarm(None)));
+    let clear = alarm(AlarmAction::Deactivate, AlarmKind::NoSpace);
+    let outcomes = applier.apply(&[entry(10, &clear), entry(11, &put("b", "2")), entry(12, &clear)]).unwrap();
+    assert!(matches!(outcomes[0].result, Ok(Reply::Alarm(Some(_)))), "it is cleared by this one");
     assert!(outcomes[1].result.is_ok());
+    assert_eq!(outcomes[2].result, Ok(Reply::Alarm(None)), "and not by this one");
     assert!(reads.alarms().is_empty());
     assert_ne!(reads.applied().root, root);
 }

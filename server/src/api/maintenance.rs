@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tally_apply::{Alarm, AlarmAction, AlarmCommand, AlarmKind, Command};
+use tally_apply::{Alarm, AlarmAction, AlarmCommand, AlarmKind, Command, Reply};
 use tally_mvcc::{HashKv, ReadError};
 use tally_raftnode::TransferError;
 
@@ -59,12 +59,10 @@ pub(crate) async fn alarm(state: &State, message: AlarmMessage) -> Result<(i64, 
         (ACTIVATE | DEACTIVATE, None) => return Ok((state.reads().kv().revision(), Vec::new())),
         _ => return raised(state, alarm).await,
     };
-    state.barrier().await?;
-    let named = Alarm { member_id, kind };
-    let was_raised = state.reads().alarms().contains(&named);
-    let (revision, _) = state.propose(&Command::Alarm(AlarmCommand { action, member_id, kind })).await?;
-    let changed = action == AlarmAction::Activate || was_raised;
-    Ok((revision, if changed { vec![named] } else { Vec::new() }))
+    match state.propose(&Command::Alarm(AlarmCommand { action, member_id, kind })).await? {
+        (revision, Reply::Alarm(changed)) => Ok((revision, changed.into_iter().collect())),
+        _ => Err(ApiError::Defect { what: "a command was answered with the reply to another" }),
+    }
 }
 
 async fn raised(state: &State, alarm: i32) -> Result<(i64, Vec<Alarm>), ApiError> {

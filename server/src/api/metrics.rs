@@ -158,7 +158,7 @@ impl Metrics {
             )?,
             stream_failures: counters(
                 "etcd_network_server_stream_failures_total",
-                "Streams that broke while receiving or sending, by API.",
+                "Streams whose messages could not be read, by API.",
                 &["Type", "API"],
             )?,
             unknown_versions: ["unary", "stream"].map(|kind| requests.with_label_values(&[kind, "unknown"])),
@@ -219,10 +219,11 @@ impl Metrics {
         self.requests.with_label_values(&[kind, version]).inc();
     }
 
-    /// A stream of this API broke while it was `receive`d or `send`ed, as etcd names it.
-    #[allow(dead_code)]
-    pub(crate) fn stream_failed(&self, direction: &str, api: &str) {
-        self.stream_failures.with_label_values(&[direction, api]).inc();
+    /// What came in on a stream of this API, as etcd names it, could not be read. A client that went away is no failure.
+    pub(crate) fn not_received(&self, api: &str, error: &ApiError) {
+        if !matches!(error, ApiError::Canceled) {
+            self.stream_failures.with_label_values(&["receive", api]).inc();
+        }
     }
 
     pub(crate) fn promoted(&self, error: Option<&ApiError>) {

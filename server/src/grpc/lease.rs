@@ -87,12 +87,20 @@ impl Stream for Renewals {
                 *renewal = None;
                 return Poll::Ready(Some(kept.map(|kept| write::kept_alive(&state.header(kept.revision), &kept))));
             }
-            let Poll::Ready(message) = messages.poll_next(cx)? else { break };
-            let Some(message) = message else { return Poll::Ready(None) };
-            state.metrics.received(Route::LeaseKeepAlive, message.len());
-            let pb::LeaseKeepAliveRequest { id } = decode(message)?;
-            *renewal = Some(KeepAlive::begin(state, LeaseMessage { id }));
+            let Poll::Ready(message) = messages.poll_next(cx) else { break };
+            let id = message.and_then(|message| message.map(|message| lease_id(state, message)).transpose());
+            match id.inspect_err(|error| state.metrics.not_received("lease-keepalive", error))? {
+                Some(id) => *renewal = Some(KeepAlive::begin(state, LeaseMessage { id })),
+                None => return Poll::Ready(None),
+            }
         }
         ends.as_mut().poll(cx).map(|error| Some(Err(error)))
     }
+}
+
+/// The lease that a message is about.
+fn lease_id(state: &State, message: Bytes) -> Result<i64, ApiError> {
+    state.metrics.received(Route::LeaseKeepAlive, message.len());
+    let pb::LeaseKeepAliveRequest { id } = decode(message)?;
+    Ok(id)
 }

@@ -76,14 +76,13 @@ fn request(
     metrics: &Metrics,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<WatchMessage, ApiError>>> {
-    messages.poll_next(cx).map(|message| {
-        let message = match message {
-            Ok(message) => message?,
-            Err(error) => return Some(Err(error)),
-        };
+    let decode = |message: Bytes| {
         metrics.received(Route::Watch, message.len());
-        let decoded = pb::WatchRequest::decode(message).map_err(ProtocolError::from);
-        Some(decoded.map(WatchMessage::from).map_err(ApiError::from))
+        Ok(WatchMessage::from(pb::WatchRequest::decode(message).map_err(ProtocolError::from)?))
+    };
+    messages.poll_next(cx).map(|message| {
+        let request = message.and_then(|message| message.map(decode).transpose());
+        request.inspect_err(|error| metrics.not_received("watch", error)).transpose()
     })
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 use super::authority::{Authority, Seen};
 use super::connections::Connection;
@@ -14,6 +14,10 @@ use super::pings::{DATA, FAREWELL, Frames, HEADERS, Judge, is_ping};
 
 /// How every HTTP/2 connection begins, and no HTTP/1.1 request.
 const HTTP2_BEGINS: &[u8] = b"PRI";
+
+/// So much is read over HTTP/2 before the requests in it have their turn. The library keeps a record of some 250 bytes for
+/// each frame until its request takes it, in memory that it gives back when the connection ends.
+const TURN_BYTES: usize = 4 << 10;
 
 /// Pieces that have no more bytes together are written as one.
 const JOINED_BYTES_MAX: usize = 1024;
@@ -28,6 +32,8 @@ pub(super) struct Reporting<S> {
     authority: Option<Authority>,
     /// What has been read of something that is not there whole: of the first letters, or of a request's head.
     held: Vec<u8>,
+    /// What has been read in this turn.
+    turn_bytes: usize,
 }
 
 /// Watches over a client's pings.
@@ -46,7 +52,26 @@ impl<S> Reporting<S> {
             let (read, written) = (Frames::of_client(), Frames::default());
             Box::new(Pings { read, written, judge: Judge::new(interval_min), farewell: None })
         });
-        Reporting { socket, connection, http2: None, pings, authority: Some(Authority::new()), held: Vec::new() }
+        Reporting {
+            socket,
+            connection,
+            http2: None,
+            pings,
+            authority: Some(Authority::new()),
+            held: Vec::new(),
+            turn_bytes: 0,
+        }
+    }
+
+    /// How much may be read at once: nothing once the turn is over, and `None` is as much as there is room for. A turn does
+    /// not end within a large frame, for which nobody has a use before it is whole.
+    fn read_bytes_max(&self) -> Option<usize> {
+        let frames = self.pings.as_ref().filter(|_| self.http2 == Some(true))?;
+        match frames.read.left() {
+            left if left >= TURN_BYTES => Some(left),
+            _ if self.turn_bytes >= TURN_BYTES / 2 => Some(0),
+            _ => Some(TURN_BYTES),
+        }
     }
 
     /// Looks at what was read. Returns how many bytes of its end are held back, to be seen together with what follows.
@@ -146,6 +171,12 @@ fn poll_send<S: AsyncWrite>(
 impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
+        let most = self.read_bytes_max();
+        if most == Some(0) {
+            self.turn_bytes = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             if !self.held.is_empty() {
                 if self.held.len() >= buf.remaining() {
@@ -160,12 +191,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
                 }
                 buf.put_slice(&self.held);
             }
-            let read = Pin::new(&mut self.socket).poll_read(cx, buf);
+            let read = match most {
+                None => Pin::new(&mut self.socket).poll_read(cx, buf),
+                Some(most) => Pin::new(&mut (&mut self.socket).take(most as u64)).poll_read(cx, buf),
+            };
             let new = &mut buf.filled_mut()[before..];
             if !matches!(read, Poll::Ready(Ok(()))) {
                 buf.set_filled(before);
+                self.turn_bytes = 0;
                 return read;
             }
+            self.turn_bytes += new.len() - self.held.len();
             if new.len() == self.held.len() {
                 // The client has ended what it sends, and what was held back is its last.
                 self.held.clear();
@@ -217,8 +253,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use futures_util::FutureExt as _;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::io::{AsyncWriteExt as _, duplex};
 
     use super::super::authority::tests::{MENDED, RECORDED, recorded};
     use super::*;
@@ -239,6 +277,67 @@ mod tests {
             assert_eq!(seen, recorded(MENDED), "cut at {cut}");
             assert!(read.pings.unwrap().read.is_between(), "cut at {cut}");
         }
+    }
+
+    /// What a reader with much room gets until it has to wait, and whether it is to come again at once.
+    fn turn(read: &mut Reporting<&[u8]>, seen: &mut Vec<u8>) -> Option<usize> {
+        let (flag, mut bytes) = (Arc::new(Woken::default()), 0);
+        let waker = Arc::clone(&flag).into();
+        loop {
+            let mut room = vec![0; 64 << 10];
+            let mut buf = ReadBuf::new(&mut room);
+            match Pin::new(&mut *read).poll_read(&mut Context::from_waker(&waker), &mut buf) {
+                Poll::Pending => return flag.0.load(Ordering::Relaxed).then_some(bytes),
+                Poll::Ready(result) => result.unwrap(),
+            }
+            if buf.filled().is_empty() {
+                return None;
+            }
+            bytes += buf.filled().len();
+            seen.extend_from_slice(buf.filled());
+        }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn frames_of(content: usize, count: usize) -> Vec<u8> {
+        let mut frame = (content as u32).to_be_bytes()[1..].to_vec();
+        frame.extend_from_slice(&[DATA, 0, 0, 0, 0, 1]);
+        frame.resize(frame.len() + content, b'x');
+        [recorded(MENDED), frame.repeat(count)].concat()
+    }
+
+    #[test]
+    fn a_flood_of_small_frames_is_read_in_turns() {
+        let sent = frames_of(20, 10_000);
+        let mut read = Reporting::new(&sent[..], Arc::default(), Some(Duration::from_secs(5)));
+        let (mut seen, mut turns) = (Vec::new(), 0);
+        while let Some(bytes) = turn(&mut read, &mut seen) {
+            // The first bytes come before it is known what the connection speaks.
+            assert!(turns == 0 || bytes < 2 * TURN_BYTES, "{bytes} bytes in turn {turns}");
+            turns += 1;
+        }
+        assert!(seen == sent, "{} bytes of {}", seen.len(), sent.len());
+        assert!(turns > 0);
+    }
+
+    #[test]
+    fn a_large_frame_is_read_whole() {
+        let sent = frames_of(16 << 10, 20);
+        let mut read = Reporting::new(&sent[..], Arc::default(), Some(Duration::from_secs(5)));
+        let mut seen = Vec::new();
+        while turn(&mut read, &mut seen).is_some() {
+            let left = read.pings.as_ref().unwrap().read.left();
+            assert!(left < TURN_BYTES, "a turn ended {left} bytes before the end of a frame");
+        }
+        assert!(seen == sent, "{} bytes of {}", seen.len(), sent.len());
     }
 
     #[tokio::test]

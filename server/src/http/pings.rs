@@ -59,6 +59,11 @@ impl Frames {
         }
     }
 
+    /// Bytes of the frame's content that are still to come.
+    pub(super) fn left(&self) -> usize {
+        self.skip
+    }
+
     /// Whether the next byte begins a frame.
     pub(super) fn is_between(&self) -> bool {
         self.skip == 0 && self.got == 0

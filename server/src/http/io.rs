@@ -15,8 +15,9 @@ use super::pings::{DATA, FAREWELL, Frames, HEADERS, Judge, is_ping};
 /// How every HTTP/2 connection begins, and no HTTP/1.1 request.
 const HTTP2_BEGINS: &[u8] = b"PRI";
 
-/// So much is read over HTTP/2 before the requests in it have their turn. The library keeps a record of some 250 bytes for
-/// each frame until its request takes it, in memory that it gives back when the connection ends.
+/// At most so much is read over HTTP/2 at once, and with half of it a turn is over: then the requests have theirs. The
+/// library keeps a record of some 250 bytes for each frame until its request takes it, in memory that it gives back when the
+/// connection ends, and ends the connection when the records of small frames have grown to half its window.
 const TURN_BYTES: usize = 4 << 10;
 
 /// Pieces that have no more bytes together are written as one.

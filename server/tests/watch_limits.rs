@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use common::cluster::eventually;
 use common::grpc::{block_on, pb};
 use common::watch::JsonWatch;
-use common::{Tally, base64, directory, start};
+use common::{Tally, base64, directory, launch, start};
 use serde_json::json;
 use tokio_stream::StreamExt as _;
 
@@ -124,8 +124,6 @@ fn thousands_of_watchers_can_be_asked_for_at_once() {
     const END_HEADERS: u8 = 4;
     // As many as the window of a stream has room for before the server has said that there is more.
     const WATCHERS: usize = 9_000;
-    let directory = directory();
-    let tally = start(directory.path());
     let mut head = vec![0x83, 0x86];
     for (name, value) in [
         (&[0x04][..], "/etcdserverpb.Watch/Watch"),
@@ -145,13 +143,18 @@ fn thousands_of_watchers_can_be_asked_for_at_once() {
         frame(HEADERS, END_HEADERS, 1, &head),
         frame(DATA, 0, 1, create).repeat(WATCHERS),
     ];
-    let mut client = TcpStream::connect(&tally.address).unwrap();
-    let mut answers = client.try_clone().unwrap();
-    let reads = std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
-    client.write_all(&sent.concat()).unwrap();
-    eventually("all are there", || {
-        (tally.metric("etcd_debugging_mvcc_watcher_total") == WATCHERS as f64).then_some(())
-    });
-    client.shutdown(std::net::Shutdown::Both).unwrap();
-    reads.join().unwrap().unwrap();
+    // Whether the server counts pings or not.
+    for min_time in ["5s", "0s"] {
+        let directory = directory();
+        let tally = launch(directory.path()).arg(&format!("--grpc-keepalive-min-time={min_time}")).start();
+        let mut client = TcpStream::connect(&tally.address).unwrap();
+        let mut answers = client.try_clone().unwrap();
+        let reads = std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+        client.write_all(&sent.concat()).unwrap();
+        eventually("all are there", || {
+            (tally.metric("etcd_debugging_mvcc_watcher_total") == WATCHERS as f64).then_some(())
+        });
+        client.shutdown(std::net::Shutdown::Both).unwrap();
+        reads.join().unwrap().unwrap();
+    }
 }

@@ -28,6 +28,7 @@ pub(super) struct Reporting<S> {
     connection: Arc<Connection>,
     /// Whether the first bytes have been seen, and what they said.
     http2: Option<bool>,
+    /// `None` on connections of other members, and of HTTP/1.1.
     pings: Option<Box<Pings>>,
     /// Until it is known that the client's requests are as they should be.
     authority: Option<Authority>,
@@ -37,21 +38,24 @@ pub(super) struct Reporting<S> {
     turn_bytes: usize,
 }
 
-/// Watches over a client's pings.
+/// Watches over a client's frames.
 struct Pings {
     read: Frames,
     written: Frames,
-    judge: Judge,
+    /// `None` if the client may ping as often as it likes.
+    judge: Option<Judge>,
     /// What of the farewell is still to be written, once the client has to go.
     farewell: Option<&'static [u8]>,
 }
 
 impl<S> Reporting<S> {
-    /// Over HTTP/2 the client may ping every `ping_interval_min`, or as often as it likes.
+    /// Over HTTP/2 the client may ping every `ping_interval_min`, or as often as it likes if that is zero; `None` is another
+    /// member, who is not watched over.
     pub(super) fn new(socket: S, connection: Arc<Connection>, ping_interval_min: Option<Duration>) -> Self {
         let pings = ping_interval_min.map(|interval_min| {
             let (read, written) = (Frames::of_client(), Frames::default());
-            Box::new(Pings { read, written, judge: Judge::new(interval_min), farewell: None })
+            let judge = (!interval_min.is_zero()).then(|| Judge::new(interval_min));
+            Box::new(Pings { read, written, judge, farewell: None })
         });
         Reporting {
             socket,
@@ -105,9 +109,11 @@ impl<S> Reporting<S> {
     fn judge(&mut self, new: &[u8]) {
         let Some(pings) = &mut self.pings else { return };
         let Pings { read, judge, farewell, .. } = &mut **pings;
+        let connection = &self.connection;
         read.pass(new, |kind, flags| {
             if is_ping(kind, flags)
-                && judge.is_too_much(Instant::now(), self.connection.was_answered(), self.connection.is_idle())
+                && let Some(judge) = judge
+                && judge.is_too_much(Instant::now(), connection.was_answered(), connection.is_idle())
             {
                 farewell.get_or_insert(FAREWELL);
             }
@@ -318,15 +324,17 @@ mod tests {
     #[test]
     fn a_flood_of_small_frames_is_read_in_turns() {
         let sent = frames_of(20, 10_000);
-        let mut read = Reporting::new(&sent[..], Arc::default(), Some(Duration::from_secs(5)));
-        let (mut seen, mut turns) = (Vec::new(), 0);
-        while let Some(bytes) = turn(&mut read, &mut seen) {
-            // The first bytes come before it is known what the connection speaks.
-            assert!(turns == 0 || bytes < 2 * TURN_BYTES, "{bytes} bytes in turn {turns}");
-            turns += 1;
+        for ping_interval_min in [Duration::from_secs(5), Duration::ZERO] {
+            let mut read = Reporting::new(&sent[..], Arc::default(), Some(ping_interval_min));
+            let (mut seen, mut turns) = (Vec::new(), 0);
+            while let Some(bytes) = turn(&mut read, &mut seen) {
+                // The first bytes come before it is known what the connection speaks.
+                assert!(turns == 0 || bytes < 2 * TURN_BYTES, "{bytes} bytes in turn {turns}");
+                turns += 1;
+            }
+            assert!(seen == sent, "{} bytes of {}", seen.len(), sent.len());
+            assert!(turns > 10, "{turns} turns");
         }
-        assert!(seen == sent, "{} bytes of {}", seen.len(), sent.len());
-        assert!(turns > 0);
     }
 
     #[test]

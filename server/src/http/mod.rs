@@ -165,7 +165,7 @@ where
     let service = service_fn(move |request| Box::pin(Arc::clone(&front).call(request, Arc::clone(&place))));
     let (local, mut driver) = Executor::for_connection();
     let (executor, pings) = match settings {
-        Settings::Clients(http2) => (local, Some(http2.client_ping_interval_min).filter(|min| !min.is_zero())),
+        Settings::Clients(http2) => (local, Some(http2.client_ping_interval_min)),
         Settings::Peers => (Executor::Tasks, None),
     };
     let io = TokioIo::new(io::Reporting::new(socket, Arc::clone(&shared), pings));

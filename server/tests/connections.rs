@@ -7,7 +7,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use common::{Client, PATIENCE, directory, start};
+use common::cluster::eventually;
+use common::{Client, PATIENCE, directory, frames, start};
 
 const PUT: &str = "POST /v3/kv/put HTTP/1.1\r\nhost: x\r\n";
 
@@ -111,5 +112,27 @@ fn a_connection_carries_many_requests() {
         assert_eq!(client.answer(false).unwrap().status, 200);
     }
     assert_eq!(tally.metric("tally_connections_accepted_total"), 2.0);
+    tally.stop();
+}
+
+/// Calls that the server has read, and has not begun when it reads that their client is gone.
+#[test]
+fn clients_that_call_and_vanish_leave_nothing_behind() {
+    const CLIENTS: usize = 1_000;
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    let calls: Vec<u8> = (0..40).flat_map(|call| frames::call(2 * call + 1, "/etcdserverpb.Watch/Watch")).collect();
+    for _ in 0..CLIENTS {
+        let mut client = TcpStream::connect(&tally.address).unwrap();
+        client.write_all(&frames::hello()).unwrap();
+        // What the server has sent and nobody has read makes the end of the connection a reset.
+        client.peek(&mut [0]).unwrap();
+        client.write_all(&calls).unwrap();
+    }
+    // Those clients, and those that have asked how many there are.
+    eventually("all are accepted", || {
+        (tally.metric("tally_connections_accepted_total") > CLIENTS as f64).then_some(())
+    });
+    eventually("only who asks has a connection", || (tally.metric("tally_connections_open") == 1.0).then_some(()));
     tally.stop();
 }

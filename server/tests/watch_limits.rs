@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use common::cluster::eventually;
 use common::grpc::{block_on, pb};
 use common::watch::JsonWatch;
-use common::{Tally, base64, directory, launch, start};
+use common::{Tally, base64, directory, frames, launch, start};
 use serde_json::json;
 use tokio_stream::StreamExt as _;
 
@@ -107,42 +107,13 @@ fn a_client_that_asks_and_never_reads_is_not_listened_to_any_more() {
     assert_eq!(tally.put("k", "1"), 2);
 }
 
-/// A frame of HTTP/2 on the first stream, or on the connection.
-fn frame(kind: u8, flags: u8, stream: u8, content: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(content.len()).unwrap().to_be_bytes();
-    let mut frame = vec![length[1], length[2], length[3], kind, flags, 0, 0, 0, stream];
-    frame.extend_from_slice(content);
-    frame
-}
-
 #[test]
 fn thousands_of_watchers_can_be_asked_for_at_once() {
-    const DATA: u8 = 0;
-    const HEADERS: u8 = 1;
-    const SETTINGS: u8 = 4;
-    const WINDOW_UPDATE: u8 = 8;
-    const END_HEADERS: u8 = 4;
     // As many as the window of a stream has room for before the server has said that there is more.
     const WATCHERS: usize = 9_000;
-    let mut head = vec![0x83, 0x86];
-    for (name, value) in [
-        (&[0x04][..], "/etcdserverpb.Watch/Watch"),
-        (&[0x01], "h"),
-        (&[0x0f, 0x10], "application/grpc"),
-        (b"\x00\x02te", "trailers"),
-    ] {
-        head.extend_from_slice(name);
-        head.push(u8::try_from(value.len()).unwrap());
-        head.extend_from_slice(value.as_bytes());
-    }
     let create = b"\0\0\0\0\x02\x0a\0";
-    let sent = [
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
-        frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]),
-        frame(WINDOW_UPDATE, 0, 0, &[0x40, 0, 0, 0]),
-        frame(HEADERS, END_HEADERS, 1, &head),
-        frame(DATA, 0, 1, create).repeat(WATCHERS),
-    ];
+    let sent =
+        [frames::hello(), frames::call(1, "/etcdserverpb.Watch/Watch"), frames::message(1, create).repeat(WATCHERS)];
     // Whether the server counts pings or not.
     for min_time in ["5s", "0s"] {
         let directory = directory();

@@ -136,6 +136,15 @@ impl Driver {
     }
 }
 
+/// A request holds the executor that it was given to, and so the queue that holds it: with what was begun in the turn in
+/// which the connection ended, they would hold one another for ever.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let begun = std::mem::take(&mut *self.begun.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(begun);
+    }
+}
+
 /// HTTP has a turn.
 const HTTP: u8 = 1;
 /// The requests have a turn.
@@ -297,6 +306,34 @@ mod tests {
             assert!(driver.poll(&mut cx, http.as_mut()).is_pending());
         }
         assert_eq!(turns.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn requests_go_with_their_connection_wherever_they_are() {
+        let alive = Arc::new(());
+        let (executor, mut driver) = Executor::for_connection();
+        let request = || {
+            let held = (executor.clone(), Arc::clone(&alive));
+            executor.execute(async move {
+                pending::<()>().await;
+                drop(held);
+            });
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        request();
+        assert!(driver.poll(&mut cx, pin!(pending::<()>())).is_pending());
+        driver.prompt();
+        let ended = driver.poll(
+            &mut cx,
+            pin!(poll_fn(|_| {
+                request();
+                Poll::Ready(())
+            })),
+        );
+        assert!(ended.is_ready());
+        assert_eq!(Arc::strong_count(&alive), 3);
+        drop((driver, executor));
+        assert_eq!(Arc::strong_count(&alive), 1);
     }
 
     /// From other threads, at any moment.

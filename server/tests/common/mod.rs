@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub mod cluster;
+pub mod frames;
 pub mod grpc;
 pub mod ports;
 pub mod scraper;

@@ -24,7 +24,7 @@ use crate::config::{API_VERSION, Config, Url, VERSION};
 use crate::datadir::{self, DataDirError};
 use crate::grpc::Grpc;
 use crate::health::{Health, version_routes};
-use crate::http::{BindError, Bound, Connections, Front, Http, Http2, Limits};
+use crate::http::{BindError, Bound, Connections, Front, Http, Http2, Lanes, Limits};
 use crate::identity::Ids;
 use crate::jobs::{self, Lessor, Schedule, Sweeper, SweeperConfig};
 use crate::join::{Enrolment, JoinError, enrol, texts};
@@ -163,7 +163,7 @@ impl Server {
     /// # Errors
     /// [`StartError`] says what cannot be used, and its sources why.
     pub async fn start(config: Config) -> Result<Server, StartError> {
-        let mut server = Server::open(config).await?;
+        let mut server = Server::open(config, Lanes::none()).await?;
         match server.join().await {
             Ok(()) => Ok(server),
             Err(error) => {
@@ -176,7 +176,7 @@ impl Server {
     }
 
     /// Opens the data and takes part in the cluster. Clients are served from [`Server::join`] on.
-    pub(crate) async fn open(config: Config) -> Result<Server, StartError> {
+    pub(crate) async fn open(config: Config, lanes: Lanes) -> Result<Server, StartError> {
         let data_dir = config.data_dir.display();
         tracing::info!(version = VERSION, name = %config.name, %data_dir, "starting a member");
         let listeners = Listeners::bind(&config)?;
@@ -196,11 +196,12 @@ impl Server {
             directory: storage.recovered.metadata.directory_uuid,
         };
         let node = Node::start(node_config(&config, enrolment, &network), storage).await?;
-        Server::assemble(&config, ids, member, node, listeners, observed, network)
+        Server::assemble(&config, lanes, ids, member, node, listeners, observed, network)
     }
 
     fn assemble(
         config: &Config,
+        lanes: Lanes,
         ids: Ids,
         member: Member,
         node: Node,
@@ -263,7 +264,7 @@ impl Server {
         let state = Arc::new(state);
         let watched = health.routes().merge(metrics.routes()).merge(version_routes());
         let routes = api::router(Arc::clone(&state)).merge(watched.clone().merge(roots::routes(node.clone())));
-        let http = Http::new(Arc::clone(&connections), http2(config));
+        let http = Http::new(Arc::clone(&connections), lanes, http2(config));
         let front = |routes: Router| Front::new(routes, config.host_whitelist.clone(), config.cors.clone());
         let client_front = Arc::new(front(routes).with_grpc(Grpc::new(state)));
         let mut server = Server {

@@ -2,13 +2,15 @@
 
 use std::error::Error;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{Server, ShutdownError, StartError};
 use crate::config::{Config, LogOutput};
+use crate::http::Lanes;
 use crate::logging::{self, LogError};
 
 /// How long threads may take to end once the outcome is known; then the process is aborted.
@@ -61,12 +63,11 @@ pub fn run(config: Config) -> Result<(), RunError> {
         tracing::warn!("{notice}");
     }
     let log_is_seen = config.log.outputs.contains(&LogOutput::Stderr);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.workers())
-        .thread_name("tally-worker")
-        .enable_all()
-        .build()?;
-    let result = runtime.block_on(serve(config));
+    let workers = config.workers();
+    let home = runtime("tally-worker", workers.home)?;
+    let lanes = (0..workers.lanes).map(|_| runtime("tally-lane", 1)).collect::<io::Result<Vec<_>>>()?;
+    let handles: Vec<_> = lanes.iter().map(|lane| lane.handle().clone()).collect();
+    let result = home.block_on(serve(config, handles));
     if let Err(error) = &result {
         abort_unless_ended();
         // The caller prints it; a log that goes elsewhere needs it too.
@@ -74,8 +75,15 @@ pub fn run(config: Config) -> Result<(), RunError> {
             tracing::error!(%error, "the server ends");
         }
     }
-    runtime.shutdown_timeout(EXIT_PATIENCE);
+    let deadline = Instant::now() + EXIT_PATIENCE;
+    for runtime in lanes.into_iter().chain([home]) {
+        runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
     result
+}
+
+fn runtime(name: &str, threads: usize) -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build()
 }
 
 /// Why a server stops that was not broken.
@@ -84,10 +92,10 @@ enum Stop {
     Removed,
 }
 
-async fn serve(config: Config) -> Result<(), RunError> {
+async fn serve(config: Config, lanes: Vec<Handle>) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let mut server = tokio::select! {
-        opened = Server::open(config) => opened?,
+        opened = Server::open(config, Lanes::new(lanes)) => opened?,
         name = signals.next() => {
             tracing::info!(signal = name, "stopping before the start was complete");
             return Ok(());

@@ -291,7 +291,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         Int,
         "0",
         Serve,
-        "threads that serve requests (0: half the cores, at least one); not in etcd",
+        "threads that serve requests (0: one per core); half of them run Raft and apply too; not in etcd",
     ),
     flag("version", Bool, "false", Serve, "print the version and exit"),
     flag("help", Bool, "false", Serve, "print this help and exit"),

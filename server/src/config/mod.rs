@@ -9,6 +9,7 @@ mod validate;
 mod values;
 
 use std::collections::BTreeSet;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -267,6 +268,15 @@ pub struct Config {
     pub notices: Vec<String>,
 }
 
+/// Threads that serve requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Workers {
+    /// That run everything.
+    pub(crate) home: usize,
+    /// That run connections alone.
+    pub(crate) lanes: usize,
+}
+
 impl Config {
     /// Reads a command line (without the program's name) and an environment.
     pub fn from_args(args: &[String], env: impl Iterator<Item = (String, String)>) -> Result<Invocation, ConfigError> {
@@ -304,11 +314,12 @@ impl Config {
         Duration::from_millis(5_000 + 2 * self.election_ms)
     }
 
-    /// How many threads serve requests. On few cores one worker beats two: a request that changes threads waits for a core.
-    pub fn workers(&self) -> usize {
-        match self.worker_threads {
-            0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
+    /// Which threads serve requests: half of them, rounded up, run Raft and apply too, and the others connections alone.
+    pub(crate) fn workers(&self) -> Workers {
+        let threads = match self.worker_threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get),
             chosen => chosen,
-        }
+        };
+        Workers { home: threads.div_ceil(2), lanes: threads / 2 }
     }
 }

@@ -303,7 +303,12 @@ mod tests {
         assert_eq!((config.max_txn_ops, config.max_request_bytes), (128, 1_572_864));
         assert_eq!(config.quota_bytes(), Some(2 << 30));
         assert_eq!(config.auto_compaction, AutoCompaction::Off);
-        assert!(config.workers() >= 1);
+        assert!(config.workers().home >= 1);
+        for (threads, home, lanes) in [(1, 1, 0), (2, 1, 1), (3, 2, 1), (8, 4, 4)] {
+            let config = self::config(&[&format!("--worker-threads={threads}")]).unwrap();
+            let workers = config.workers();
+            assert_eq!((workers.home, workers.lanes), (home, lanes));
+        }
     }
 
     #[test]

@@ -15,6 +15,9 @@ const TICK: Duration = Duration::from_secs(2);
 /// How long a client over HTTP/1.1 has to send its last request, be answered it, and be told that it was the last one.
 const FAREWELL: Duration = Duration::from_millis(200);
 
+/// How long connections that were told to close may take.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// What connections may cost. The times are kept to within [`TICK`].
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
@@ -355,7 +358,10 @@ impl Connections {
     pub(crate) async fn close(&self) {
         self.draining.store(true, Relaxed);
         self.command_all(Order::Close);
-        self.empty().await;
+        // Their tasks end when they run next. One that does not is a defect, and must not keep the process from ending.
+        if tokio::time::timeout(CLOSING, self.empty()).await.is_err() {
+            tracing::error!(open_connections = self.open(), "connections do not end although they were told to");
+        }
     }
 
     fn command_all(&self, order: Order) {

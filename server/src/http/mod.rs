@@ -5,6 +5,7 @@ mod connections;
 mod front;
 mod gather;
 mod io;
+mod lanes;
 mod listener;
 mod pings;
 mod streams;
@@ -20,10 +21,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 pub(crate) use connections::{Connections, Limits, descriptor_limit};
 use connections::{Order, Place};
 pub(crate) use front::Front;
+pub(crate) use lanes::Lanes;
 pub use listener::BindError;
 use listener::ListenSocket;
 pub(crate) use listener::{Bound, Listener};
@@ -52,6 +55,7 @@ const CANCELED_MAX: usize = 1_000;
 pub(crate) struct Http {
     settings: Settings,
     connections: Arc<Connections>,
+    lanes: Lanes,
 }
 
 /// How connections are spoken on.
@@ -73,13 +77,13 @@ pub(crate) struct Http2 {
 }
 
 impl Http {
-    pub(crate) fn new(connections: Arc<Connections>, http2: Http2) -> Http {
-        Http { settings: Settings::Clients(http2), connections }
+    pub(crate) fn new(connections: Arc<Connections>, lanes: Lanes, http2: Http2) -> Http {
+        Http { settings: Settings::Clients(http2), connections, lanes }
     }
 
     /// For other members: room for a link that is fast and long.
     pub(crate) fn for_peers(connections: Arc<Connections>) -> Http {
-        Http { settings: Settings::Peers, connections }
+        Http { settings: Settings::Peers, connections, lanes: Lanes::none() }
     }
 
     /// Accepts connections until dropped.
@@ -90,29 +94,39 @@ impl Http {
                     Ok((stream, _)) => {
                         // Answers are written whole: waiting for more to send would only delay them.
                         let _ = stream.set_nodelay(true);
-                        self.accept(stream, &front);
+                        self.accept_tcp(stream, &front);
                     }
                     Err(error) => pause(error).await,
                 }
             },
             ListenSocket::Unix(socket, _file) => loop {
                 match socket.accept().await {
-                    Ok((stream, _)) => self.accept(stream, &front),
+                    Ok((stream, _)) => self.accept_unix(stream, &front),
                     Err(error) => pause(error).await,
                 }
             },
         }
     }
 
-    /// Starts a task for the connection, or drops it if there are too many.
-    fn accept<S>(&self, socket: S, front: &Arc<Front>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    /// Serves the connection, or drops it if there are too many.
+    fn accept_tcp(&self, socket: TcpStream, front: &Arc<Front>) {
         if let Some(place) = self.connections.admit() {
-            let head_bytes_max = self.connections.limits().head_bytes_max;
-            tokio::spawn(connection(self.settings, head_bytes_max, socket, Arc::clone(front), place));
+            let (settings, head_bytes_max, front) = (self.settings, self.head_bytes_max(), Arc::clone(front));
+            let shared = Arc::clone(&place.connection);
+            self.lanes.run(socket, shared, move |socket| connection(settings, head_bytes_max, socket, front, place));
         }
+    }
+
+    /// The same for a connection from this machine.
+    fn accept_unix(&self, socket: UnixStream, front: &Arc<Front>) {
+        if let Some(place) = self.connections.admit() {
+            let head_bytes_max = self.head_bytes_max();
+            self.lanes.run_home(connection(self.settings, head_bytes_max, socket, Arc::clone(front), place));
+        }
+    }
+
+    fn head_bytes_max(&self) -> usize {
+        self.connections.limits().head_bytes_max
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 pub fn run(config: Config) -> Result<(), RunError> {
     logging::start(&config.log)?;
     abort_on_panic();
+    keep_pages_small();
     for notice in &config.notices {
         tracing::warn!("{notice}");
     }
@@ -175,6 +176,15 @@ fn abort_on_panic() {
         print(panic);
         std::process::abort();
     }));
+}
+
+/// Huge pages cost more than they bring here: the first byte in one has all 2 MiB of it cleared, and a few bytes that stay
+/// in use keep all of it (docs/decisions/0003).
+fn keep_pages_small() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "huge pages stay in use");
+    }
 }
 
 /// A process that has failed must not live on because a thread hangs, for example on a dead disk.

@@ -24,6 +24,16 @@ fn resident_bytes(tally: &Tally) -> u64 {
 }
 
 #[test]
+fn memory_is_taken_in_small_pages() {
+    let directory = directory();
+    let tally = start(directory.path());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", tally.pid())).unwrap();
+    // Kernels before 5.0 do not say it.
+    let huge = status.lines().find_map(|line| line.strip_prefix("THP_enabled:"));
+    assert!(huge.is_none_or(|enabled| enabled.trim() == "0"), "{huge:?}");
+}
+
+#[test]
 fn ten_thousand_idle_streams_cost_little_memory_and_nothing_per_put() {
     let directory = directory();
     let tally = start(directory.path());

@@ -33,6 +33,7 @@ mod history;
 mod hub;
 mod intervals;
 mod poll;
+mod roster;
 mod signal;
 mod spec;
 mod stream;

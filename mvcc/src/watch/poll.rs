@@ -71,7 +71,7 @@ impl WatchStream {
     pub fn absorb(&mut self, read: HistoryRead) {
         self.reading = false;
         for (cursor, outcome) in read.0 {
-            let Some(watcher) = self.watchers.get_mut(&cursor.id) else { continue };
+            let Some(watcher) = self.watchers.get_mut(cursor.id) else { continue };
             if watcher.serial != cursor.serial || watcher.place != Place::Reading {
                 continue;
             }
@@ -144,7 +144,7 @@ impl WatchStream {
         taken: &mut Option<Taken>,
     ) {
         let id = self.group_mut(group).watchers.as_slice()[place];
-        let Some(watcher) = self.watchers.get_mut(&id).filter(|watcher| watcher.place == Place::Level) else { return };
+        let Some(watcher) = self.watchers.get_mut(id).filter(|watcher| watcher.place == Place::Level) else { return };
         if watcher.next < floor {
             return self.fall_behind(id);
         }
@@ -171,7 +171,7 @@ impl WatchStream {
     }
 
     fn give(&mut self, id: i64, events: Arc<[Arc<Event>]>, bytes: u64, revision: i64) {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(id) else { return };
         if watcher.notes != Notes::Unwanted {
             watcher.notes = Notes::Busy;
         }
@@ -188,7 +188,7 @@ impl WatchStream {
         while cursors.len() < READ_TOGETHER
             && let Some((id, serial)) = self.behind.pop_front()
         {
-            let Some(watcher) = self.watchers.get_mut(&id) else { continue };
+            let Some(watcher) = self.watchers.get_mut(id) else { continue };
             if watcher.serial != serial || watcher.place != Place::Behind {
                 continue;
             }
@@ -219,14 +219,14 @@ impl WatchStream {
     fn tell_progress(&mut self, told: i64) {
         if std::mem::take(&mut self.tick_due) {
             let mut due = Vec::new();
-            for (id, watcher) in &mut self.watchers {
+            for (id, watcher) in self.watchers.iter_mut() {
                 if watcher.notes != Notes::Due {
                     continue;
                 }
                 watcher.notes = Notes::Quiet;
                 if watcher.place == Place::Level && watcher.may_be_told(told) {
                     watcher.advance(told + 1);
-                    due.push(*id);
+                    due.push(id);
                 }
             }
             due.into_iter().for_each(|id| self.post(Delivery::Progress { id: Some(id), revision: told }));
@@ -234,7 +234,7 @@ impl WatchStream {
         if self.progress_requests > 0 && self.lagging == 0 {
             let requests = std::mem::take(&mut self.progress_requests);
             if !self.watchers.is_empty() && self.watchers.values().all(|watcher| watcher.may_be_told(told)) {
-                self.watchers.values_mut().for_each(|watcher| watcher.advance(told + 1));
+                self.watchers.iter_mut().for_each(|(_, watcher)| watcher.advance(told + 1));
                 (0..requests).for_each(|_| self.post(Delivery::Progress { id: None, revision: told }));
             }
         }

@@ -1,10 +1,11 @@
 //! A stream: many watchers with one reader, who polls.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::event::Event;
 use super::hub::Subscribed;
+use super::roster::Roster;
 use super::signal::{Bits, Signal};
 use super::spec::{CreateError, WatchLimits, WatchSpec};
 use super::watcher::{Group, Ids, Notes, Place, Watcher};
@@ -21,7 +22,7 @@ pub struct WatchStream {
     /// The stream's number with the hub, unless the hub was closed.
     number: Option<u64>,
     pub(super) limits: WatchLimits,
-    pub(super) watchers: BTreeMap<i64, Watcher>,
+    pub(super) watchers: Roster<Watcher>,
     pub(super) groups: Vec<Option<Group>>,
     free: Vec<u32>,
     next_id: i64,
@@ -117,7 +118,7 @@ impl Reader {
             signal,
             number,
             limits,
-            watchers: BTreeMap::new(),
+            watchers: Roster::new(),
             groups: Vec::new(),
             free: Vec::new(),
             next_id: 0,
@@ -154,7 +155,7 @@ impl WatchStream {
         if self.watchers.len() >= self.limits.watchers_max {
             return Err(CreateError::TooMany { max: self.limits.watchers_max });
         }
-        if spec.id != 0 && self.watchers.contains_key(&spec.id) {
+        if spec.id != 0 && self.watchers.contains(spec.id) {
             return Err(CreateError::DuplicateId(spec.id));
         }
         let id = if spec.id == 0 { self.free_id() } else { spec.id };
@@ -195,7 +196,7 @@ impl WatchStream {
 
     /// Ends a watcher; false if there is none with this id. Nothing more comes for it.
     pub fn cancel(&mut self, id: i64) -> bool {
-        let Some(watcher) = self.watchers.remove(&id) else { return false };
+        let Some(watcher) = self.watchers.remove(id) else { return false };
         let figures = &self.shared.hub.figures;
         figures.watchers.sub(1);
         if watcher.place != Place::Level {
@@ -236,7 +237,7 @@ impl WatchStream {
     /// Says that a notify interval is over. Watchers that asked for it, had no event since the last one and are level are
     /// told how far they are. O(watchers).
     pub fn tick(&mut self) {
-        for watcher in self.watchers.values_mut() {
+        for (_, watcher) in self.watchers.iter_mut() {
             watcher.notes = match watcher.notes {
                 Notes::Unwanted => Notes::Unwanted,
                 Notes::Busy => Notes::Quiet,
@@ -281,7 +282,7 @@ impl WatchStream {
             let sub = self.shared.hub.subscribe(&group.topic.range(), &self.signal, at as u32);
             (group.topic, group.cursor) = (sub.topic, i64::MAX);
             for id in group.watchers.as_slice().to_vec() {
-                let watcher = self.watchers.get_mut(&id).expect("a group's watchers exist");
+                let watcher = self.watchers.get_mut(id).expect("a group's watchers exist");
                 if watcher.place != Place::Reading {
                     watcher.place = Place::Level;
                     let next = watcher.next;
@@ -302,7 +303,7 @@ impl WatchStream {
                 (log.floor, log.last().unwrap_or(0))
             };
             for id in group.watchers.as_slice() {
-                if let Some(watcher) = self.watchers.get_mut(id)
+                if let Some(watcher) = self.watchers.get_mut(*id)
                     && watcher.place == Place::Level
                     && watcher.next >= floor
                     && watcher.next > last
@@ -322,7 +323,7 @@ impl WatchStream {
     }
 
     fn free_id(&mut self) -> i64 {
-        while self.watchers.contains_key(&self.next_id) {
+        while self.watchers.contains(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
@@ -347,7 +348,7 @@ impl WatchStream {
 
     /// The watcher has to read history.
     pub(super) fn fall_behind(&mut self, id: i64) {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(id) else { return };
         if watcher.place == Place::Level {
             self.lagging += 1;
             self.shared.hub.figures.slow.add(1);
@@ -358,7 +359,7 @@ impl WatchStream {
 
     /// The watcher goes on with its topic's log.
     pub(super) fn come_level(&mut self, id: i64) {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(id) else { return };
         if watcher.place != Place::Level {
             self.lagging -= 1;
             self.shared.hub.figures.slow.sub(1);

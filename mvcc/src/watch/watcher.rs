@@ -107,6 +107,6 @@ mod tests {
     /// There is one of each for every idle watcher.
     #[test]
     fn what_a_watcher_takes_is_small() {
-        assert_eq!((size_of::<Watcher>(), size_of::<Option<Group>>(), size_of::<Topic>()), (24, 32, 88));
+        assert_eq!((size_of::<Watcher>(), size_of::<Option<Group>>(), size_of::<Topic>()), (24, 32, 80));
     }
 }

@@ -16,6 +16,10 @@ use crate::logging::{self, LogError};
 /// How long threads may take to end once the outcome is known; then the process is aborted.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Threads for what may block, such as reading a large range: of home, and of each lane, of which there may be many.
+const HOME_BLOCKING_MAX: usize = 512;
+const LANE_BLOCKING_MAX: usize = 64;
+
 /// Why the process ends with a non-zero status. The texts include those of all sources: one line says everything.
 #[derive(Debug, Error)]
 pub enum RunError {
@@ -65,8 +69,9 @@ pub fn run(config: Config) -> Result<(), RunError> {
     }
     let log_is_seen = config.log.outputs.contains(&LogOutput::Stderr);
     let workers = config.workers();
-    let home = runtime("tally-worker", workers.home)?;
-    let lanes = (0..workers.lanes).map(|_| runtime("tally-lane", 1)).collect::<io::Result<Vec<_>>>()?;
+    let home = runtime("tally-worker", workers.home, HOME_BLOCKING_MAX)?;
+    let lanes = (0..workers.lanes).map(|_| runtime("tally-lane", 1, LANE_BLOCKING_MAX));
+    let lanes = lanes.collect::<io::Result<Vec<_>>>()?;
     let handles: Vec<_> = lanes.iter().map(|lane| lane.handle().clone()).collect();
     let result = home.block_on(serve(config, handles));
     if let Err(error) = &result {
@@ -83,8 +88,13 @@ pub fn run(config: Config) -> Result<(), RunError> {
     result
 }
 
-fn runtime(name: &str, threads: usize) -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build()
+fn runtime(name: &str, threads: usize, blocking_max: usize) -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(blocking_max)
+        .thread_name(name)
+        .enable_all()
+        .build()
 }
 
 /// Why a server stops that was not broken.

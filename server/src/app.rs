@@ -117,17 +117,20 @@ struct Waiting {
 
 /// Every listening socket, bound before the data is opened, so that a port in use is noticed early.
 struct Listeners {
+    /// Where connections of clients are served.
+    lanes: Lanes,
     clients: Vec<Bound>,
     peers: Vec<Bound>,
     metrics: Vec<Bound>,
 }
 
 impl Listeners {
-    fn bind(config: &Config) -> Result<Listeners, BindError> {
+    fn bind(config: &Config, lanes: Lanes) -> Result<Listeners, BindError> {
         let bind = |urls: &[Url]| {
             urls.iter().map(|url| Bound::new(url, config.socket_reuse_port)).collect::<Result<Vec<_>, _>>()
         };
         Ok(Listeners {
+            lanes,
             clients: bind(&config.listen_client_urls)?,
             peers: bind(&config.listen_peer_urls)?,
             metrics: bind(&config.listen_metrics_urls)?,
@@ -179,7 +182,7 @@ impl Server {
     pub(crate) async fn open(config: Config, lanes: Lanes) -> Result<Server, StartError> {
         let data_dir = config.data_dir.display();
         tracing::info!(version = VERSION, name = %config.name, %data_dir, "starting a member");
-        let listeners = Listeners::bind(&config)?;
+        let listeners = Listeners::bind(&config, lanes)?;
         prepare(&config)?;
         let observed = Arc::new(Observed::new(config.warning_apply)?);
         let (enrolment, options) = enrol(&config, storage_options(&config, &observed)).await?;
@@ -196,12 +199,11 @@ impl Server {
             directory: storage.recovered.metadata.directory_uuid,
         };
         let node = Node::start(node_config(&config, enrolment, &network), storage).await?;
-        Server::assemble(&config, lanes, ids, member, node, listeners, observed, network)
+        Server::assemble(&config, ids, member, node, listeners, observed, network)
     }
 
     fn assemble(
         config: &Config,
-        lanes: Lanes,
         ids: Ids,
         member: Member,
         node: Node,
@@ -264,7 +266,7 @@ impl Server {
         let state = Arc::new(state);
         let watched = health.routes().merge(metrics.routes()).merge(version_routes());
         let routes = api::router(Arc::clone(&state)).merge(watched.clone().merge(roots::routes(node.clone())));
-        let http = Http::new(Arc::clone(&connections), lanes, http2(config));
+        let http = Http::new(Arc::clone(&connections), listeners.lanes, http2(config));
         let front = |routes: Router| Front::new(routes, config.host_whitelist.clone(), config.cors.clone());
         let client_front = Arc::new(front(routes).with_grpc(Grpc::new(state)));
         let mut server = Server {

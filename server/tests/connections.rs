@@ -124,6 +124,7 @@ fn clients_that_call_and_vanish_leave_nothing_behind() {
     let calls: Vec<u8> = (0..40).flat_map(|call| frames::call(2 * call + 1, "/etcdserverpb.Watch/Watch")).collect();
     for _ in 0..CLIENTS {
         let mut client = TcpStream::connect(&tally.address).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
         client.write_all(&frames::hello()).unwrap();
         // What the server has sent and nobody has read makes the end of the connection a reset.
         client.peek(&mut [0]).unwrap();

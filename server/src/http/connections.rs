@@ -14,7 +14,6 @@ use tokio::sync::Notify;
 const TICK: Duration = Duration::from_secs(2);
 /// How long a client over HTTP/1.1 has to send its last request, be answered it, and be told that it was the last one.
 const FAREWELL: Duration = Duration::from_millis(200);
-
 /// How long connections that were told to close may take.
 const CLOSING: Duration = Duration::from_secs(5);
 

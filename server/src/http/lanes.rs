@@ -136,16 +136,16 @@ async fn speaks_http2(socket: &TcpStream, connection: &Connection) -> Option<boo
         biased;
         peeked = socket.peek(&mut first) => match peeked {
             Ok(0) | Err(_) => None,
-            // Of less than all of it one cannot be sure, and nobody sends less.
+            // Of less than all of it one cannot be sure; home serves both.
             Ok(count) => Some(first.get(..count).is_some_and(|first| HTTP2.starts_with(first))),
         },
-        () = ordered(connection) => None,
+        () = ended(connection) => None,
     }
 }
 
-/// Resolves when the connection is told to end.
-async fn ordered(connection: &Connection) {
-    while connection.order() == Order::Continue {
+/// Resolves when the connection is told to end. Until then its client may still send the request that it is about to.
+async fn ended(connection: &Connection) {
+    while matches!(connection.order(), Order::Continue | Order::Finish) {
         connection.wake.notified().await;
     }
 }
@@ -154,10 +154,13 @@ async fn ordered(connection: &Connection) {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use tokio::runtime::{Builder, Runtime};
     use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::http::connections::{Connections, Limits};
@@ -203,7 +206,18 @@ mod tests {
             client.unwrap()
         }
 
-        /// The same, when it has said something: with where it is served.
+        /// As many as are served at home whatever comes.
+        async fn fill_home(&mut self) -> Vec<TcpStream> {
+            let mut clients = Vec::new();
+            for _ in 0..HOME_AHEAD {
+                let (name, client) = self.serve(HTTP1).await;
+                assert_eq!(name, "home");
+                clients.push(client);
+            }
+            clients
+        }
+
+        /// One more, when it has said something: with where it is served.
         async fn serve(&mut self, begin: &[u8]) -> (String, TcpStream) {
             let mut client = self.connect().await;
             client.write_all(begin).await.unwrap();
@@ -217,12 +231,7 @@ mod tests {
         // The test itself is no worker of a runtime; whatever it starts is.
         home.block_on(async {
             let mut served = Served::on(&lane).await;
-            let mut clients = Vec::new();
-            for _ in 0..HOME_AHEAD {
-                let (name, client) = served.serve(HTTP1).await;
-                assert_eq!(name, "home");
-                clients.push(client);
-            }
+            let mut clients = served.fill_home().await;
             for (begin, expected) in [
                 (HTTP1, "lane"),
                 (HTTP1, "home"),
@@ -250,10 +259,7 @@ mod tests {
         let (home, lane) = (runtime("home"), runtime("lane"));
         home.block_on(async {
             let mut served = Served::on(&lane).await;
-            let mut clients = Vec::new();
-            for _ in 0..HOME_AHEAD {
-                clients.push(served.serve(HTTP1).await.1);
-            }
+            let clients = served.fill_home().await;
             // One that is gone, and one that is silent.
             drop(served.connect().await);
             let _silent = served.connect().await;
@@ -264,6 +270,29 @@ mod tests {
             served.connections.close().await;
             assert_eq!(served.connections.open(), 0);
             assert!(served.reports.try_recv().is_err());
+        });
+    }
+
+    #[test]
+    fn a_request_that_is_about_to_come_when_the_server_stops_is_served() {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let (home, lane) = (runtime("home"), runtime("lane"));
+        home.block_on(async {
+            let mut served = Served::on(&lane).await;
+            let clients = served.fill_home().await;
+            let mut silent = served.connect().await;
+            let connections = Arc::clone(&served.connections);
+            let asks = async {
+                // Whoever was told is likely to have heard.
+                for _ in 0..1_000 {
+                    tokio::task::yield_now().await;
+                }
+                silent.write_all(HTTP1).await.unwrap();
+                let name = timeout(PATIENCE, served.reports.recv()).await.expect("it is served").unwrap();
+                assert_eq!(name, "lane");
+                drop((clients, silent));
+            };
+            tokio::join!(connections.drain(PATIENCE), asks);
         });
     }
 }

@@ -90,7 +90,7 @@ pub(crate) struct Segment {
     pub(crate) spec: Spec,
     /// Which watcher on which node, for people.
     pub(crate) who: String,
-    /// The revision that was asked to begin with; 0 for now.
+    /// The revision that was asked to begin with; 0 to begin with what comes next.
     pub(crate) start: i64,
     /// The revision of the header that said that it was created.
     pub(crate) created: i64,

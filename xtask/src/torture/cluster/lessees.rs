@@ -144,7 +144,7 @@ impl Lessee<'_> {
         Ok(())
     }
 
-    /// What a lease's fate asks for now.
+    /// What a lease's fate asks for at this moment.
     fn fate(&mut self, lease: Lease, fate: Fate, ttl: Duration) -> Result<Told> {
         match fate {
             Fate::Expired => self.look(lease),

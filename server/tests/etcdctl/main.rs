@@ -404,6 +404,8 @@ impl Pair {
             let follower = subject.cluster.follower();
             let id: u64 = subject.cluster.id(follower).parse().unwrap();
             subject.set("follower", format!("{id:x}"));
+            // A member that learns of its own removal stops, which may be before it has answered.
+            subject.shunned = Some(follower);
             // Members have to have been in touch with each other for five seconds.
             let removed = eventually("a healthy cluster", || {
                 let said = subject.run("member remove {follower}", "");

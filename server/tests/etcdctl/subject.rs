@@ -42,6 +42,8 @@ pub(crate) struct Said {
 
 pub(crate) struct Subject {
     pub(crate) cluster: Cluster,
+    /// A member that commands are not sent to.
+    pub(crate) shunned: Option<usize>,
     etcdctl: PathBuf,
     /// What stands for `{name}` in a command line.
     variables: BTreeMap<&'static str, String>,
@@ -72,13 +74,15 @@ impl Subject {
         }
         // No name is part of a longer one that comes after it.
         names.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
-        Subject { cluster, etcdctl: etcdctl.to_owned(), variables, names, ids: Vec::new() }
+        let etcdctl = etcdctl.to_owned();
+        Subject { cluster, shunned: None, etcdctl, variables, names, ids: Vec::new() }
     }
 
     /// Where clients connect to, as in `--endpoints`.
     pub(crate) fn endpoints(&self) -> String {
-        let addresses = self.cluster.members.iter().filter(|member| member.is_running());
-        addresses.map(|member| format!("127.0.0.1:{}", member.client)).collect::<Vec<_>>().join(",")
+        let members = self.cluster.members.iter().enumerate();
+        let asked = members.filter(|(at, member)| Some(*at) != self.shunned && member.is_running());
+        asked.map(|(_, member)| format!("127.0.0.1:{}", member.client)).collect::<Vec<_>>().join(",")
     }
 
     pub(crate) fn set(&mut self, name: &'static str, value: String) {
@@ -217,7 +221,11 @@ impl Running {
     pub(crate) fn interrupt(mut self) {
         let status = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
-        self.child.wait().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "`{}` does not end at Ctrl-C; is SIGINT ignored here?", self.line);
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// All that it has said, after its end.

@@ -225,7 +225,7 @@ fn range(state: &State, begun: Begun) -> Result<Answer, ApiError> {
     };
     let mut writer = RangeWriter::new(&state.header(result.revision));
     writer.extend(&result.kvs);
-    Ok(Answer::Pieces(Pieces::new(scan, writer, state.metrics.sent_bytes(), permit)))
+    Ok(Answer::Pieces(Pieces::new(scan, writer, state.others.clone(), state.metrics.sent_bytes(), permit)))
 }
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

@@ -64,7 +64,7 @@ pub(crate) async fn whole(state: &State, request: &RangeRequest) -> Result<Whole
         let answer = match begun {
             Ok(Begun { result, rest: None }) => return Ok(Whole { result, permit: None }),
             Ok(Begun { mut result, rest: Some(Unread { scan, permit }) }) => {
-                let read = Box::pin(gather(scan, &mut result, usize::MAX, usize::MAX)).await;
+                let read = Box::pin(gather(state, scan, &mut result, usize::MAX, usize::MAX)).await;
                 read.map(|_| Whole { result, permit: Some(permit) })
             }
             Err(error) => Err(error),
@@ -127,7 +127,7 @@ fn is_small(request: &RangeRequest) -> bool {
 /// Reads what may be large, up to a bound.
 async fn large(state: &State, scan: Scan) -> Result<Begun, ApiError> {
     let mut result = RangeResult { kvs: Vec::new(), more: scan.more(), count: scan.count(), revision: scan.revision() };
-    let rest = match gather(scan, &mut result, WHOLE_RECORDS_MAX, WHOLE_BYTES_MAX).await? {
+    let rest = match gather(state, scan, &mut result, WHOLE_RECORDS_MAX, WHOLE_BYTES_MAX).await? {
         Some(scan) => Some(Unread { scan, permit: permit(state)? }),
         None => None,
     };
@@ -136,6 +136,7 @@ async fn large(state: &State, scan: Scan) -> Result<Begun, ApiError> {
 
 /// Reads records in pieces, between which others run, until there are more than so many: then the rest is given back.
 async fn gather(
+    state: &State,
     mut scan: Scan,
     result: &mut RangeResult,
     records_max: usize,
@@ -154,7 +155,7 @@ async fn gather(
         }
         worked += started.elapsed();
         if worked > UNNOTICED {
-            stream::let_others_run(worked).await;
+            state.others.run(worked).await;
             worked = Duration::ZERO;
         }
     }

@@ -9,6 +9,7 @@ use tally_raftnode::{Node, Status};
 use tokio::sync::{Semaphore, watch};
 
 use crate::api::metrics::Metrics;
+use crate::api::stream::Others;
 use crate::api::watch::Watches;
 use crate::error::{ApiError, Effect};
 use crate::jobs::Lessor;
@@ -68,6 +69,7 @@ pub(crate) struct State {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) heavy_reads: Arc<Semaphore>,
+    pub(crate) others: Others,
     /// Whose turn it is to defragment.
     pub(crate) defragment: Arc<Semaphore>,
     pub(crate) request_bytes_max: usize,
@@ -95,6 +97,7 @@ impl State {
             version,
             quota: Quota::new(limits.quota_bytes),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            others: Others::here(),
             heavy_reads: Arc::new(Semaphore::new(HEAVY_READS_MAX)),
             defragment: Arc::new(Semaphore::new(1)),
             request_bytes_max,

@@ -1,9 +1,10 @@
 //! A large answer, made piece by piece as the client takes it.
 //!
 //! There is no task and no channel: hyper asks for the next piece when there is room for it, so a slow client costs one
-//! piece and one view. Pieces are read on the thread that serves everybody, each within a fraction of a millisecond, and
-//! between two pieces everybody else goes first: so a list of a million keys is not felt by a small put. Where a piece
-//! turns out to take long, because it comes from the disk, the next ones are read on a thread that may block.
+//! piece and one view. Pieces are read on the thread that serves the connection, each within a fraction of a millisecond,
+//! and between two pieces everybody else goes first, there and at home ([`Others`]): so a list of a million keys is not felt
+//! by a small put. Where a piece turns out to take long, because it comes from the disk, the next ones are read on a thread
+//! that may block.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use prometheus::IntCounter;
 use tally_mvcc::{ReadError, Record, Scan};
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::ApiError;
@@ -41,14 +43,21 @@ pub(crate) struct Pieces {
 struct Producer {
     scan: Option<Scan>,
     writer: Option<RangeWriter>,
+    others: Others,
     /// How long the last piece took.
     worked: Duration,
 }
 
 impl Pieces {
     /// Goes on with `scan` after what stands in `writer` already.
-    pub(crate) fn new(scan: Scan, writer: RangeWriter, sent_bytes: IntCounter, permit: OwnedSemaphorePermit) -> Self {
-        let producer = Producer { scan: Some(scan), writer: Some(writer), worked: Duration::ZERO };
+    pub(crate) fn new(
+        scan: Scan,
+        writer: RangeWriter,
+        others: Others,
+        sent_bytes: IntCounter,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        let producer = Producer { scan: Some(scan), writer: Some(writer), others, worked: Duration::ZERO };
         Self { next: Some(Box::pin(producer.next())), sent_bytes, _permit: permit }
     }
 }
@@ -76,7 +85,7 @@ impl Body for Pieces {
 impl Producer {
     /// Lets others run, then makes the next piece.
     async fn next(mut self) -> (Self, Result<Bytes, ApiError>) {
-        let_others_run(self.worked).await;
+        self.others.run(self.worked).await;
         let (Some(scan), Some(mut writer)) = (self.scan.take(), self.writer.take()) else {
             return (self, Err(ApiError::Defect { what: "a stream went on after its end" }));
         };
@@ -120,16 +129,88 @@ pub(crate) async fn read(
     tokio::task::spawn_blocking(read).await.map_err(|_| ApiError::Defect { what: "a read panicked" })
 }
 
-/// Yields until the others have had their share, or want no more.
-pub(crate) async fn let_others_run(worked: Duration) {
-    let mut theirs = Duration::ZERO;
+/// Gives those a share who are served where this is, and at home, which is where all writes go through.
+#[derive(Clone)]
+pub(crate) struct Others {
+    home: Handle,
+}
+
+impl Others {
+    /// # Panics
+    /// Outside of a runtime; that one is home.
+    pub(crate) fn here() -> Others {
+        Others { home: Handle::current() }
+    }
+
+    /// Waits until they have had their share, or want no more.
+    pub(crate) async fn run(&self, worked: Duration) {
+        let share = worked * OTHERS_SHARE;
+        let had = give(share).await;
+        if had < share && Handle::current().id() != self.home.id() {
+            // It fails only when home ends, and nobody is there to be waited for.
+            let _ = self.home.spawn(give(share - had)).await;
+        }
+    }
+}
+
+/// Yields until others had this much or want no more; says how much they had.
+async fn give(share: Duration) -> Duration {
+    let mut had = Duration::ZERO;
     loop {
         let yielded = Instant::now();
         tokio::task::yield_now().await;
         let took = yielded.elapsed();
-        theirs += took;
-        if took < IDLE_YIELD || theirs >= worked * OTHERS_SHARE {
-            return;
+        had += took;
+        if took < IDLE_YIELD || had >= share {
+            return had;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::mpsc::channel;
+
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    fn runtime() -> Runtime {
+        Builder::new_multi_thread().worker_threads(1).build().unwrap()
+    }
+
+    #[test]
+    fn who_is_served_elsewhere_waits_for_those_at_home() {
+        const MUCH: Duration = Duration::from_secs(60);
+        let (home, lane) = (runtime(), runtime());
+        let others = home.block_on(async { Others::here() });
+        let (done, until_done) = channel::<()>();
+        let (begun, until_begun) = channel();
+        home.spawn(async move {
+            begun.send(()).unwrap();
+            // Home's only thread is busy.
+            let _ = until_done.recv();
+        });
+        until_begun.recv().unwrap();
+        let waits = lane.spawn(async move { others.run(MUCH).await });
+        // Whoever finds nobody at its own place is back after one turn.
+        lane.block_on(async {
+            for _ in 0..1_000 {
+                tokio::spawn(tokio::task::yield_now()).await.unwrap();
+            }
+        });
+        assert!(!waits.is_finished());
+        done.send(()).unwrap();
+        lane.block_on(waits).unwrap();
+    }
+
+    #[test]
+    fn who_is_served_at_home_waits_for_nobody_where_nobody_is() {
+        runtime().block_on(async {
+            let others = Others::here();
+            tokio::spawn(async move { others.run(Duration::from_secs(60)).await }).await.unwrap();
+        });
     }
 }

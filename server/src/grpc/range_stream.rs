@@ -8,7 +8,7 @@ use futures_util::stream::{once, try_unfold};
 use tally_mvcc::{Record, Scan, SortOrder, SortTarget};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::api::stream::{SLOW_PIECE, let_others_run, read};
+use crate::api::stream::{SLOW_PIECE, read};
 use crate::api::{State, Unread, kv};
 use crate::error::ApiError;
 use crate::grpc::error::ProtocolError;
@@ -70,7 +70,7 @@ impl Chunks {
     async fn next(mut self) -> Result<Option<(Bytes, Chunks)>, ApiError> {
         let Some((mut scan, mut chunk)) = self.next.take() else { return Ok(None) };
         loop {
-            let_others_run(self.worked).await;
+            self.state.others.run(self.worked).await;
             let started = Instant::now();
             let bytes_max = self.state.request_bytes_max.saturating_mul(2);
             let (rest, piece) = read(scan, self.records, bytes_max, self.worked > SLOW_PIECE).await?;

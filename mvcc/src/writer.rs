@@ -17,6 +17,9 @@ use crate::shared::{Dropped, Epoch, Published, Shared, root};
 use crate::state::State;
 use crate::txn::{Plan, next_on};
 
+/// The most records of one publication that are cached: what a few hundred clients write at a time.
+const CACHED_MAX: usize = 256;
+
 /// The one writer of a store.
 ///
 /// For each request: *check* it, which may refuse but changes nothing; then *act*, which cannot refuse, and puts the
@@ -176,6 +179,7 @@ impl Writer {
             return;
         }
         drop(seen);
+        self.cache_staged();
         let next = Published {
             tree: self.tree.clone(),
             revision: self.revision,
@@ -297,7 +301,16 @@ impl Writer {
         Ok(DeleteReply { deleted, prev_kvs, revision: self.revision_in(turn) })
     }
 
-    /// Enters one new record everywhere: index, batch, cache, and where later requests of this batch find it.
+    /// Keeps what was written for those who read it next. Of much at once, which is a replica that catches up and not
+    /// clients who write, nobody is known to want any.
+    fn cache_staged(&self) {
+        if self.staged.len() <= CACHED_MAX {
+            let kept = self.staged.iter().filter(|(_, record)| !record.is_tombstone());
+            kept.for_each(|(at, record)| self.shared.records.cache.insert(*at, record));
+        }
+    }
+
+    /// Enters one new record everywhere: index, batch, and where later requests of this batch find it.
     fn stage(&mut self, at: Revision, record: Record, batch: &mut WriteBatch) {
         let parts = record.parts();
         let print = fingerprint(parts.key, at, parts.create_revision, parts.version, parts.lease, parts.value);
@@ -309,9 +322,6 @@ impl Writer {
             (parts.key.len() + parts.value.len()) as u64
         });
         batch.put(Bucket::Kv, &at.to_key(), record.bytes());
-        if !rev.is_tombstone() {
-            self.shared.records.cache.insert(at, &record);
-        }
         self.staged.push((at, record));
     }
 }

@@ -4,7 +4,7 @@
 //! counters every [`TICK`] and closes a connection whose phase and counter have not changed for that phase's time.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -108,6 +108,8 @@ pub(super) struct Connection {
     open: AtomicU32,
     /// Something has been sent to the client since it was last asked.
     answered: AtomicBool,
+    /// What has been read in HTTP's turn takes so much memory.
+    turn_bytes: AtomicUsize,
     streamed_bodies: bool,
 }
 
@@ -137,6 +139,20 @@ impl Connection {
         } else if self.open.load(Relaxed) == 0 {
             self.partial.store(true, Relaxed);
         }
+    }
+
+    /// HTTP has a turn, in which a client over HTTP/2 is read so far and no farther.
+    pub(super) fn begin_turn(&self) {
+        self.turn_bytes.store(0, Relaxed);
+    }
+
+    /// Only the task that reads the connection does this.
+    pub(super) fn add_to_turn(&self, bytes: usize) {
+        self.turn_bytes.store(self.turn_bytes() + bytes, Relaxed);
+    }
+
+    pub(super) fn turn_bytes(&self) -> usize {
+        self.turn_bytes.load(Relaxed)
     }
 
     pub(super) fn on_write(&self, progressed: bool) {

@@ -15,10 +15,13 @@ use super::pings::{DATA, FAREWELL, Frames, HEADERS, Judge, is_ping};
 /// How every HTTP/2 connection begins, and no HTTP/1.1 request.
 const HTTP2_BEGINS: &[u8] = b"PRI";
 
-/// At most so much is read over HTTP/2 at once, and with half of it a turn is over: then the requests have theirs. The
-/// library keeps a record of some 250 bytes for each frame until its request takes it, in memory that it gives back when the
-/// connection ends, and ends the connection when the records of small frames have grown to half its window.
-const TURN_BYTES: usize = 4 << 10;
+/// At most so much is read over HTTP/2 at once, except of a large frame.
+const READ_BYTES_MAX: usize = 4 << 10;
+/// What the library keeps for each frame until its request takes it, beside what is in it: in memory that it gives back when
+/// the connection ends. And once the records of small frames have grown to half its window, it ends the connection.
+const FRAME_RECORD_BYTES: usize = 256;
+/// Once what was read takes so much, HTTP's turn is over: then the requests have theirs.
+const TURN_BYTES: usize = 16 << 10;
 
 /// Pieces that have no more bytes together are written as one.
 const JOINED_BYTES_MAX: usize = 1024;
@@ -34,8 +37,6 @@ pub(super) struct Reporting<S> {
     authority: Option<Authority>,
     /// What has been read of something that is not there whole: of the first letters, or of a request's head.
     held: Vec<u8>,
-    /// What has been read in this turn.
-    turn_bytes: usize,
 }
 
 /// Watches over a client's frames.
@@ -57,25 +58,17 @@ impl<S> Reporting<S> {
             let judge = (!interval_min.is_zero()).then(|| Judge::new(interval_min));
             Box::new(Pings { read, written, judge, farewell: None })
         });
-        Reporting {
-            socket,
-            connection,
-            http2: None,
-            pings,
-            authority: Some(Authority::new()),
-            held: Vec::new(),
-            turn_bytes: 0,
-        }
+        Reporting { socket, connection, http2: None, pings, authority: Some(Authority::new()), held: Vec::new() }
     }
 
     /// How much may be read at once: nothing once the turn is over, and `None` is as much as there is room for. A turn does
     /// not end within a large frame, for which nobody has a use before it is whole.
     fn read_bytes_max(&self) -> Option<usize> {
-        let frames = self.pings.as_ref().filter(|_| self.http2 == Some(true))?;
+        let frames = self.pings.as_ref()?;
         match frames.read.left() {
-            left if left >= TURN_BYTES => Some(left),
-            _ if self.turn_bytes >= TURN_BYTES / 2 => Some(0),
-            _ => Some(TURN_BYTES),
+            left if left >= READ_BYTES_MAX => Some(left),
+            _ if self.connection.turn_bytes() >= TURN_BYTES => Some(0),
+            _ => Some(READ_BYTES_MAX),
         }
     }
 
@@ -111,6 +104,7 @@ impl<S> Reporting<S> {
         let Pings { read, judge, farewell, .. } = &mut **pings;
         let connection = &self.connection;
         read.pass(new, |kind, flags| {
+            connection.add_to_turn(FRAME_RECORD_BYTES);
             if is_ping(kind, flags)
                 && let Some(judge) = judge
                 && judge.is_too_much(Instant::now(), connection.was_answered(), connection.is_idle())
@@ -180,7 +174,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
         let before = buf.filled().len();
         let most = self.read_bytes_max();
         if most == Some(0) {
-            self.turn_bytes = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -205,10 +198,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
             let new = &mut buf.filled_mut()[before..];
             if !matches!(read, Poll::Ready(Ok(()))) {
                 buf.set_filled(before);
-                self.turn_bytes = 0;
                 return read;
             }
-            self.turn_bytes += new.len() - self.held.len();
+            self.connection.add_to_turn(new.len() - self.held.len());
             if new.len() == self.held.len() {
                 // The client has ended what it sends, and what was held back is its last.
                 self.held.clear();
@@ -290,6 +282,7 @@ mod tests {
     fn turn(read: &mut Reporting<&[u8]>, seen: &mut Vec<u8>) -> Option<usize> {
         let (flag, mut bytes) = (Arc::new(Woken::default()), 0);
         let waker = Arc::clone(&flag).into();
+        read.connection.begin_turn();
         loop {
             let mut room = vec![0; 64 << 10];
             let mut buf = ReadBuf::new(&mut room);
@@ -328,12 +321,11 @@ mod tests {
             let mut read = Reporting::new(&sent[..], Arc::default(), Some(ping_interval_min));
             let (mut seen, mut turns) = (Vec::new(), 0);
             while let Some(bytes) = turn(&mut read, &mut seen) {
-                // The first bytes come before it is known what the connection speaks.
-                assert!(turns == 0 || bytes < 2 * TURN_BYTES, "{bytes} bytes in turn {turns}");
+                let frames = bytes / (9 + 20);
+                assert!(frames <= 256, "{frames} frames in turn {turns}");
                 turns += 1;
             }
             assert!(seen == sent, "{} bytes of {}", seen.len(), sent.len());
-            assert!(turns > 10, "{turns} turns");
         }
     }
 
@@ -344,7 +336,7 @@ mod tests {
         let mut seen = Vec::new();
         while turn(&mut read, &mut seen).is_some() {
             let left = read.pings.as_ref().unwrap().read.left();
-            assert!(left < TURN_BYTES, "a turn ended {left} bytes before the end of a frame");
+            assert!(left < READ_BYTES_MAX, "a turn ended {left} bytes before the end of a frame");
         }
         assert!(seen == sent, "{} bytes of {}", seen.len(), sent.len());
     }

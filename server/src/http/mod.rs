@@ -13,7 +13,7 @@ mod takeover;
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,7 +187,11 @@ where
     // A connection that is taken over ends here and goes on elsewhere: see `Takeover`.
     let mut http = pin!(builder.serve_connection_with_upgrades(io, service));
     loop {
-        let served = poll_fn(|cx| driver.poll(cx, http.as_mut()).map(drop));
+        let mut turn = poll_fn(|cx| {
+            shared.begin_turn();
+            http.as_mut().poll(cx)
+        });
+        let served = poll_fn(|cx| driver.poll(cx, Pin::new(&mut turn)).map(drop));
         let ordered = tokio::select! {
             biased;
             // Whatever went wrong is the client's doing: it closed, or spoke no HTTP.

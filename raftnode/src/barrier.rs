@@ -7,7 +7,8 @@
 //!
 //! On a leader the rounds of other members join in: all of them share one heartbeat to a quorum.
 //!
-//! Joining is one short lock and one reference count; no channel and no allocation per reader.
+//! Joining is one short lock and one reference count; no channel and no allocation per reader. Where this member is the only
+//! voter (see `sole`), what is applied is what a read has to see, and no round is held.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -26,6 +27,7 @@ use crate::fatal::FatalError;
 use crate::node::RaftHandle;
 use crate::peer::Net;
 use crate::progress::Shared;
+use crate::sole::OnlyMe;
 use crate::types::log_index;
 
 /// A confirmation that takes longer is counted as slow; etcd's limit.
@@ -51,8 +53,18 @@ pub enum BarrierError {
 /// The index that was confirmed and is applied.
 type Confirmed = Result<u64, BarrierError>;
 
+/// An index that has been confirmed, and whether this member was the only voter when that began.
+type Answer = Result<(u64, Option<OnlyMe>), BarrierError>;
+
 /// A round whose confirmation is under way.
-type Asked = Option<(Arc<Round>, Pin<Box<dyn Future<Output = Confirmed> + Send>>)>;
+type Asked = Option<(Arc<Round>, Pin<Box<dyn Future<Output = Answer> + Send>>)>;
+
+/// A round that has been confirmed, and ends when its index is applied.
+struct Ending {
+    index: u64,
+    only_me: Option<OnlyMe>,
+    round: Arc<Round>,
+}
 
 /// The readers' side.
 pub(crate) struct Barrier {
@@ -108,8 +120,15 @@ impl Round {
 #[derive(Debug)]
 #[must_use = "a read is linearizable only after this has been awaited"]
 pub(crate) struct Waiting {
-    round: Arc<Round>,
-    slot: Option<usize>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// For nothing.
+    Ready(u64),
+    /// For a round, once it has been polled at this place among those who do.
+    Round(Arc<Round>, Option<usize>),
 }
 
 impl std::fmt::Debug for Round {
@@ -122,15 +141,18 @@ impl Future for Waiting {
     type Output = Confirmed;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Confirmed> {
-        let round = Arc::clone(&self.round);
+        let (round, slot) = match &mut self.kind {
+            Kind::Ready(index) => return Poll::Ready(Ok(*index)),
+            Kind::Round(round, slot) => (round, slot),
+        };
         let mut state = round.lock();
         if let Some(result) = &state.result {
             return Poll::Ready(result.clone());
         }
-        match self.slot {
-            Some(slot) => state.wakers[slot].clone_from(context.waker()),
+        match slot {
+            Some(slot) => state.wakers[*slot].clone_from(context.waker()),
             None => {
-                self.slot = Some(state.wakers.len());
+                *slot = Some(state.wakers.len());
                 state.wakers.push(context.waker().clone());
             }
         }
@@ -148,8 +170,11 @@ impl Barrier {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the next round.
+    /// Joins the next round, unless none is needed.
     pub(crate) fn join(&self) -> Waiting {
+        if self.shared.sole.leads() {
+            return Waiting { kind: Kind::Ready(self.shared.applied.get()) };
+        }
         let mut next = self.lock();
         let round = Arc::clone(&next.round);
         if let Some(error) = &next.closed {
@@ -157,7 +182,7 @@ impl Barrier {
         } else {
             self.want(&mut next);
         }
-        Waiting { round, slot: None }
+        Waiting { kind: Kind::Round(round, None) }
     }
 
     /// Joins the next round on behalf of another member: the index, as soon as it is confirmed.
@@ -191,6 +216,7 @@ impl Barrier {
     }
 
     fn close(&self) {
+        self.shared.sole.close();
         let error = self.shared.fatal.get().map_or(BarrierError::Stopped, BarrierError::Fatal);
         let round = {
             let mut next = self.lock();
@@ -205,10 +231,10 @@ impl Barrier {
         let fatal = self.shared.fatal.wait();
         tokio::pin!(stop, fatal);
         // Confirmed rounds whose index is not applied yet; indexes never fall from one to the next.
-        let mut confirmed: VecDeque<(u64, Arc<Round>)> = VecDeque::new();
+        let mut confirmed: VecDeque<Ending> = VecDeque::new();
         let mut asked: Asked = None;
         loop {
-            let front = confirmed.front().map_or(0, |(index, _)| *index);
+            let front = confirmed.front().map_or(0, |first| first.index);
             tokio::select! {
                 biased;
                 () = &mut stop => break,
@@ -220,9 +246,11 @@ impl Barrier {
                 }
                 result = confirmation(&mut asked), if asked.is_some() => {
                     let Some((round, _)) = asked.take() else { continue };
-                    round.confirm(&result);
                     match result {
-                        Ok(index) => confirmed.push_back((index, round)),
+                        Ok((index, only_me)) => {
+                            round.confirm(&Ok(index));
+                            confirmed.push_back(Ending { index, only_me, round });
+                        }
                         Err(error) => round.finish(Err(error)),
                     }
                 }
@@ -238,20 +266,23 @@ impl Barrier {
         }
         self.close();
         let error = self.shared.fatal.get().map_or(BarrierError::Stopped, BarrierError::Fatal);
-        let left = confirmed.into_iter().map(|(_, round)| round).chain(asked.map(|(round, _)| round));
+        let left = confirmed.into_iter().map(|ending| ending.round).chain(asked.map(|(round, _)| round));
         left.for_each(|round| round.finish(Err(error.clone())));
     }
 
     /// Lets go every round whose index is applied.
-    fn release(&self, confirmed: &mut VecDeque<(u64, Arc<Round>)>) {
+    fn release(&self, confirmed: &mut VecDeque<Ending>) {
         let applied = self.shared.applied.get();
-        while let Some((index, round)) = confirmed.pop_front_if(|(index, _)| *index <= applied) {
-            round.finish(Ok(applied.max(index)));
+        while let Some(Ending { only_me, round, .. }) = confirmed.pop_front_if(|first| first.index <= applied) {
+            if let Some(only_me) = only_me {
+                self.shared.sole.confirm(only_me);
+            }
+            round.finish(Ok(applied));
         }
     }
 }
 
-async fn confirmation(asked: &mut Asked) -> Confirmed {
+async fn confirmation(asked: &mut Asked) -> Answer {
     match asked {
         Some((_, answer)) => answer.await,
         None => std::future::pending().await,
@@ -283,17 +314,18 @@ impl IndexSource {
     }
 
     /// An index that a quorum round which begins now has confirmed.
-    async fn read_index(mut self) -> Confirmed {
+    async fn read_index(mut self) -> Answer {
         let began = Instant::now();
         let deadline = began + self.timeout;
         let result = loop {
             let leader = self.leadership.now();
             let mut watched = self.leadership.clone();
+            let only_me = self.shared.sole.begin().filter(|_| matches!(leader, Leader::Here { .. }));
             // A leader that steps down may never answer what it was asked before: nothing is lost by asking the next one.
             let error = tokio::select! {
                 biased;
                 attempt = self.ask(leader) => match attempt {
-                    Ok(index) => break Ok(index),
+                    Ok(index) => break Ok((index, only_me)),
                     Err(Attempt::Final(error)) => break Err(error),
                     Err(Attempt::Again(error)) => error,
                 },

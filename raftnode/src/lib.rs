@@ -56,6 +56,7 @@ mod progress;
 mod proposals;
 mod replay;
 mod snapshot;
+mod sole;
 mod start;
 mod state_machine;
 mod status;

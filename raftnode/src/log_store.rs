@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use openraft::LogState;
 use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{EntryPayload, LogState};
 use tally_wal::{Entry as WalEntry, LogIndex, State, SyncError, Ticket, Wal};
 use tokio::sync::oneshot;
 
@@ -34,6 +34,7 @@ pub(crate) struct LogStore {
     reader: LogReader,
     vote: SharedVote,
     shared: Arc<Shared>,
+    member_id: u64,
     /// Where the store is, beside which an installed snapshot leaves its mark until the log is behind it.
     store: Arc<Path>,
 }
@@ -64,7 +65,7 @@ pub(crate) struct Found {
 }
 
 impl LogStore {
-    pub(crate) fn new(wal: Wal, found: Found, shared: Arc<Shared>, store: &Path) -> LogStore {
+    pub(crate) fn new(wal: Wal, found: Found, shared: Arc<Shared>, member_id: u64, store: &Path) -> LogStore {
         let vote = SharedVote::new(Mutex::new(found.vote));
         let reader = LogReader::new(wal.reader(), Arc::clone(&vote), Arc::clone(&shared));
         let inner = Inner {
@@ -75,7 +76,7 @@ impl LogStore {
             committed_saved: found.committed,
             vote: found.vote,
         };
-        LogStore { inner: Arc::new(Mutex::new(inner)), reader, vote, shared, store: store.into() }
+        LogStore { inner: Arc::new(Mutex::new(inner)), reader, vote, shared, member_id, store: store.into() }
     }
 
     /// The log's own reader, for replay.
@@ -244,7 +245,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = RaftEntry> + Send,
         I::IntoIter: Send,
     {
-        let entries = entries.into_iter().map(to_wal).collect();
+        let seen = entries.into_iter().inspect(|entry| {
+            if let EntryPayload::Membership(membership) = &entry.payload {
+                self.shared.sole.change(membership.voter_ids().eq([self.member_id]));
+            }
+        });
+        let entries = seen.map(to_wal).collect();
         self.append_entries(entries, callback)
     }
 
@@ -254,6 +260,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if index >= inner.last.map_or(0, |id| log_index(id.index)) {
             return Ok(());
         }
+        // A membership may be among what is taken back.
+        self.shared.sole.change(false);
         let kept = (index > 0).then(|| LogIndex::new(index));
         let truncated: Result<Ticket, WriteError> =
             inner.wal().map_err(WriteError::from).and_then(|wal| Ok(wal.truncate_after(kept)?));

@@ -272,6 +272,15 @@ impl Node {
         Ok((self.inner.leadership.now() == leader).then_some(term))
     }
 
+    /// The term in which this member leads if it is the only voter, and then what [`Node::confirm_leadership`] would find out
+    /// is known: no other member can lead, and everything committed is applied here.
+    pub fn leads_alone(&self) -> Option<u64> {
+        match self.inner.leadership.now() {
+            Leader::Here { term } if self.inner.shared.sole.leads() => Some(term),
+            _ => None,
+        }
+    }
+
     /// Has `handler` answer what members ask of this one while it leads, for as long as the caller keeps it. There is one
     /// handler: a later one takes the place of an earlier one.
     pub fn answer_as_leader(&self, handler: &Arc<impl LeaderHandler>) {

@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fatal::FatalCell;
+use crate::sole::Sole;
 use crate::watermark::Watermark;
 
 /// What all parts of a node share. Every index counts from 1; 0 is "nothing yet".
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) appended_bytes: AtomicU64,
     /// The last entry durable in this member's own log.
     pub(crate) logged: LogDurable,
+    /// Whether this member need ask no other.
+    pub(crate) sole: Sole,
     /// Proposals accepted and not answered yet.
     pub(crate) pending: AtomicU64,
     /// Proposals answered with an error of consensus (not refusals, which are outcomes).
@@ -48,6 +51,7 @@ impl Shared {
             appended_bytes: AtomicU64::new(0),
             // What was read back at open is durable.
             logged: LogDurable::new(last),
+            sole: Sole::default(),
             pending: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             read_indexes_slow: AtomicU64::new(0),

@@ -95,7 +95,7 @@ pub(crate) async fn start(config: &Config, storage: Storage) -> Result<Started, 
     if pristine && !config.founders.is_empty() {
         found_cluster(config, &raft, &shared).await?;
     } else {
-        elect_if_alone(config.member_id, &raft).await.map_err(|error| failed(&shared, &error))?;
+        elect_if_alone(config.member_id, &raft, &shared).await.map_err(|error| failed(&shared, &error))?;
     }
     Ok(Started { raft, net, shared, waiting, again, log, machine: released, live, lock })
 }
@@ -145,15 +145,17 @@ pub(crate) fn assemble(storage: Storage, limits: ApplyLimits) -> Result<Assemble
     let (waiting, again) = Waiting::new(origin, Arc::clone(&shared));
     let (machine, released) =
         StateMachine::new(applier, Arc::clone(&live), kv, Arc::clone(&shared), Arc::clone(&waiting), limits);
-    let log = LogStore::new(wal, found, Arc::clone(&shared), &store);
+    let log = LogStore::new(wal, found, Arc::clone(&shared), recovered.metadata.member_id, &store);
     Ok(Assembled { log, machine, shared, waiting, again, live, released, lock, replay_upto, pristine })
 }
 
 /// The only voter need not wait for an election timeout: nobody else can lead.
-async fn elect_if_alone(member_id: u64, raft: &RaftHandle) -> Result<(), Fatal<TypeConfig>> {
+async fn elect_if_alone(member_id: u64, raft: &RaftHandle, shared: &Shared) -> Result<(), Fatal<TypeConfig>> {
     let alone =
         move |state: &openraft::RaftState<TypeConfig>| state.membership_state.effective().voter_ids().eq([member_id]);
-    if raft.with_raft_state(alone).await? {
+    let alone = raft.with_raft_state(alone).await?;
+    shared.sole.found(alone);
+    if alone {
         raft.trigger().elect(false).await?;
     }
     Ok(())

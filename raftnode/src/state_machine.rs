@@ -162,6 +162,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let (backend, applier, reads) = installed
             .unwrap_or_else(|ended| Err(InstallError::Thread(ended)))
             .map_err(|error| self.fail(FatalError::Install(Arc::new(error))))?;
+        // The membership in force is the snapshot's now.
+        self.shared.sole.change(false);
         // Readers first: watchers look for the new store as soon as the writer of the old one is gone.
         self.live.store(Arc::new(Live { backend, reads }));
         self.applier = applier;

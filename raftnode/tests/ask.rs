@@ -3,13 +3,15 @@
 
 #[path = "common/cluster.rs"]
 mod cluster;
+mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use cluster::{Cluster, Member, within};
-use tally_raftnode::{AskError, BoxFuture, LeaderHandler, Node};
+use common::put;
+use tally_raftnode::{AskError, BarrierError, BoxFuture, Config, LeaderHandler, MemberChange, Node};
 
 /// Answers with its member's id and the question.
 struct Echo {
@@ -108,4 +110,36 @@ async fn leadership_is_confirmed_only_where_it_is() {
     }
     let confirmed = within("it gives up", cluster.member(leader).node().confirm_leadership()).await;
     assert!(!matches!(confirmed, Ok(Some(_))), "{confirmed:?}");
+}
+
+/// Whether a read, and what depends on leading, needs nobody else is found out by a read, and ends with the next membership.
+#[tokio::test]
+async fn only_the_only_voter_leads_alone() {
+    let settings = |_, config: &mut Config| (config.request_timeout_ms, config.strict_reconfig) = (2_000, false);
+    let cluster = Cluster::start(settings).await;
+    let leader = cluster.leader().await;
+    let (node, others) = (cluster.member(leader).node(), (1..=3).filter(|id| *id != leader));
+    for member in &cluster.0 {
+        member.propose(put("key", "value")).await;
+        within("a read", member.node().read_barrier()).await.unwrap();
+        assert_eq!(member.node().leads_alone(), None);
+    }
+    for id in others {
+        assert_eq!(node.leads_alone(), None);
+        within("a member leaves", node.change_members(MemberChange::Remove { id })).await.unwrap();
+    }
+    within("a read", node.read_barrier()).await.unwrap();
+    let term = node.leads_alone().expect("nobody else is left");
+    assert_eq!(term, node.status().borrow().term);
+    let applied = cluster.member(leader).applied().index;
+    assert!(within("a read", node.read_barrier()).await.unwrap() >= applied);
+
+    // A second voter that never answers: without it nothing can be known any more.
+    let (node, peer_urls) = (node.clone(), vec!["http://127.0.0.1:1".to_owned()]);
+    let added = node.change_members(MemberChange::Add { id: 9, peer_urls, is_learner: false });
+    // In the log it is in force already, committed or not.
+    let _ = within("it is answered", added).await;
+    assert_eq!(node.leads_alone(), None);
+    let read = within("a read gives up", node.read_barrier()).await;
+    assert!(matches!(read, Err(BarrierError::NoQuorum | BarrierError::NoLeader)), "{read:?}");
 }

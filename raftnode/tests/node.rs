@@ -149,3 +149,23 @@ async fn a_configuration_of_another_member_does_not_start() {
     let started = Node::start(Config { member_id: 9, ..config() }, storage(dir.path())).await;
     assert!(matches!(started, Err(tally_raftnode::StartError::Identity { expected_member: 9, .. })));
 }
+
+#[tokio::test]
+async fn a_node_that_is_alone_asks_nobody_once_it_has_caught_up_with_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for life in 1..=3 {
+        let node = Node::start(config(), storage(dir.path())).await.unwrap();
+        let alone = node.leads_alone();
+        assert!(alone.is_none() || node.reads().applied().index >= last, "before everything is applied");
+        node.ready().await.unwrap();
+        let term = node.leads_alone().expect("it is alone");
+        assert_eq!(term, node.status().borrow().term);
+        put_many(&node, |key| format!("{life}-{key}"), 100).await;
+        last = node.read_barrier().await.unwrap();
+        assert_eq!(all(&node.reads()).len(), life * 100);
+        stopped(node.clone()).await;
+        assert_eq!(node.leads_alone(), None, "it does not lead any more");
+        assert!(node.read_barrier().await.is_err());
+    }
+}

@@ -58,14 +58,24 @@ type Answer = oneshot::Sender<Result<i64, RenewError>>;
 /// A renewal that is on its way. It resolves to the time to live in seconds, or to 0 if there is no such lease (any more).
 pub(crate) struct Renewing {
     pub(crate) since: Instant,
-    answered: oneshot::Receiver<Result<i64, RenewError>>,
+    state: Progress,
+}
+
+enum Progress {
+    Done(i64),
+    Asked(oneshot::Receiver<Result<i64, RenewError>>),
 }
 
 impl Future for Renewing {
     type Output = Result<i64, RenewError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.answered).poll(cx).map(|answer| answer.unwrap_or(Err(RenewError::Stopped)))
+        match &mut self.state {
+            Progress::Done(seconds) => Poll::Ready(Ok(*seconds)),
+            Progress::Asked(answer) => {
+                Pin::new(answer).poll(cx).map(|answer| answer.unwrap_or(Err(RenewError::Stopped)))
+            }
+        }
     }
 }
 
@@ -158,9 +168,26 @@ impl Lessor {
     /// It fails by itself if it takes too long: a leader is asked for no longer than a request may take, and nobody who has
     /// waited for that long already is asked for.
     pub(crate) fn renew(&self, id: i64) -> Renewing {
-        let ((answer, answered), since) = (oneshot::channel(), Instant::now());
+        let since = Instant::now();
+        if let Some(seconds) = self.renew_at_once(id) {
+            return Renewing { since, state: Progress::Done(seconds) };
+        }
+        let (answer, answered) = oneshot::channel();
         self.quick.join(Waiting { id, since, answer });
-        Renewing { since, answered }
+        Renewing { since, state: Progress::Asked(answered) }
+    }
+
+    /// Renews here and now, where nobody else is to be asked and nothing to be waited for.
+    fn renew_at_once(&self, id: i64) -> Option<i64> {
+        let from_ms = self.clock.begin_ms();
+        let term = self.node.leads_alone()?;
+        let mut renewed = [Renewed::Later];
+        self.renew_confirmed(term, from_ms, &[id], &mut renewed)?;
+        match renewed {
+            [Renewed::For(seconds)] => Some(seconds),
+            [Renewed::Gone] => Some(0),
+            [Renewed::Later] => None,
+        }
     }
 
     /// What is left of a lease in seconds, rounded down; none if there is no such lease. Linearizable.
@@ -210,6 +237,11 @@ impl Lessor {
         // The clock first: if leadership is confirmed after it, nobody else has ended anything by then.
         let from_ms = self.clock.begin_ms();
         let term = self.node.confirm_leadership().await.ok()??;
+        Some((term, self.renew_confirmed(term, from_ms, ids, renewed)?))
+    }
+
+    /// The same once this member has been confirmed as leader in this term, after the time `from_ms`.
+    fn renew_confirmed(&self, term: u64, from_ms: u64, ids: &[i64], renewed: &mut [Renewed]) -> Option<Vec<i64>> {
         let mut state = self.lock();
         if state.term() != Some(term) {
             return None;
@@ -235,7 +267,7 @@ impl Lessor {
             }
         }
         self.renewed.fetch_add(count, Ordering::Relaxed);
-        Some((term, noted))
+        Some(noted)
     }
 
     async fn time_here(&self, id: i64) -> Option<i64> {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::cluster::{Cluster, eventually, refused};
-use common::{base64, directory, launch, metric};
+use common::{base64, directory, launch};
 use serde_json::json;
 
 /// A MiB of digits that takes about half of that on disk.
@@ -42,10 +42,7 @@ fn row_04_restart_right_after_a_snapshot_install() {
     eventually("a snapshot comes in", || comes_in().then_some(()));
     cluster.kill(behind);
     // And then as soon as it is installed.
-    let received = |cluster: &Cluster| {
-        let text = cluster.node(behind).get("/metrics").body;
-        metric(&text, "etcd_network_snapshot_receive_success").unwrap_or(0.0)
-    };
+    let received = |cluster: &Cluster| cluster.node(behind).metric_total("etcd_network_snapshot_receive_success");
     cluster.restart(behind);
     assert!(cluster.applied(behind) >= goal);
     cluster.kill(behind);

@@ -80,11 +80,7 @@ fn a_member_behind_the_log_gets_the_state_and_keeps_it() {
         assert_eq!(cluster.list(behind).iter().filter(|member| member["name"].is_string()).count(), 3);
     };
     check(&cluster);
-    let sent = |at: usize, name: &str| {
-        let metrics = cluster.node(at).get("/metrics").body;
-        let of_all_peers = metrics.lines().filter(|line| line.starts_with(name));
-        of_all_peers.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
-    };
+    let sent = |at: usize, name: &str| cluster.node(at).metric_total(name);
     eventually("the snapshot is counted on both sides", || {
         let senders = (0..3).filter(|at| *at != behind);
         let success = senders.map(|at| sent(at, "etcd_network_snapshot_send_success")).sum::<f64>();

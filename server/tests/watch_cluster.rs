@@ -78,7 +78,7 @@ fn a_state_that_is_received_takes_the_watchers_over() {
     cluster.wait_level(behind);
     // The state is in force a moment before its receipt is counted.
     eventually("it came back by a snapshot", || {
-        (node.metric("etcd_network_snapshot_receive_success") >= 1.0).then_some(())
+        (node.metric_total("etcd_network_snapshot_receive_success") >= 1.0).then_some(())
     });
     revisions.push(cluster.node(leader).put("k", "after"));
     let values = ["missed", "missed, too", "after"];

@@ -283,6 +283,11 @@ impl Tally {
     pub fn metric(&self, name: &str) -> f64 {
         metric(&self.get("/metrics").body, name).unwrap_or_else(|| panic!("no metric {name}"))
     }
+
+    /// All samples of a metric together, such as one of each peer; 0 without any.
+    pub fn metric_total(&self, name: &str) -> f64 {
+        samples(&self.get("/metrics").body, name).sum()
+    }
 }
 
 impl Drop for Tally {
@@ -293,10 +298,12 @@ impl Drop for Tally {
 }
 
 pub fn metric(text: &str, name: &str) -> Option<f64> {
-    let line = text
-        .lines()
-        .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ') || rest.starts_with('{')))?;
-    line.rsplit(' ').next()?.parse().ok()
+    samples(text, name).next()
+}
+
+fn samples<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = f64> + 'a {
+    let of_it = move |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+    text.lines().filter(of_it).filter_map(|line| line.rsplit(' ').next()?.parse().ok())
 }
 
 pub fn base64(text: &str) -> String {

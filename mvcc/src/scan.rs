@@ -16,6 +16,9 @@ const FIRST_GROUP: usize = 16;
 /// The most records read from the backend at once.
 const LARGEST_GROUP: usize = 512;
 
+/// Records of a range of up to so many keys are cached when they have been read: whoever wants all of it may want it again.
+const KEPT_MAX: i64 = 1_000;
+
 /// A range that is answered piece by piece, from one unchanging state. Made by [`View::scan`].
 pub struct Scan {
     view: View,
@@ -127,8 +130,8 @@ impl Scan {
                 revs
             }
         };
-        let mut records =
-            state.fetch_many(&revs, Afterwards::Forget).map_err(|error| self.view.explain(error, self.at))?;
+        let afterwards = if self.count <= KEPT_MAX { Afterwards::Keep } else { Afterwards::Forget };
+        let mut records = state.fetch_many(&revs, afterwards).map_err(|error| self.view.explain(error, self.at))?;
         if self.keys_only {
             records.iter_mut().for_each(|record| *record = record.without_value());
         }

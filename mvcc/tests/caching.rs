@@ -27,3 +27,18 @@ fn what_was_just_written_is_read_from_memory_unless_it_was_much_at_once() {
         assert!(store.reader.record_cache_bytes() > 0, "{records}");
     }
 }
+
+#[test]
+fn what_a_scan_has_read_is_kept_unless_the_range_is_large() {
+    let all = RangeRequest::latest(between("0", "1"));
+    for (records, kept) in [(1_000, true), (1_001, false)] {
+        let mut store = Store::new();
+        put(&mut store, records);
+        let mut scan = store.reader.view().scan(&all).unwrap();
+        let mut read = 0;
+        while let Some(piece) = scan.next_piece(64, usize::MAX).unwrap() {
+            read += piece.len();
+        }
+        assert_eq!((read, store.reader.record_cache_bytes() > 0), (records, kept));
+    }
+}

@@ -250,7 +250,7 @@ impl Node {
     }
 
     /// Waits until a read here is linearizable: leadership has been confirmed by a quorum round that began after this
-    /// call, and everything committed by then is applied here. Resolves to an applied index.
+    /// call, and everything committed by then is applied here. The only voter need not wait. Resolves to an applied index.
     ///
     /// # Errors
     /// [`BarrierError`]; nothing was read, so trying again is safe.

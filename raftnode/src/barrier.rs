@@ -14,12 +14,13 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::coop::poll_proceed;
 use tokio::time::Instant;
 
 use crate::cluster::{Leader, Leadership};
@@ -142,7 +143,11 @@ impl Future for Waiting {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Confirmed> {
         let (round, slot) = match &mut self.kind {
-            Kind::Ready(index) => return Poll::Ready(Ok(*index)),
+            Kind::Ready(index) => {
+                // Who never waits still has to let others run: a task that reads in a loop would keep its thread.
+                ready!(poll_proceed(context)).made_progress();
+                return Poll::Ready(Ok(*index));
+            }
             Kind::Round(round, slot) => (round, slot),
         };
         let mut state = round.lock();

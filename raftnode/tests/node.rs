@@ -169,3 +169,20 @@ async fn a_node_that_is_alone_asks_nobody_once_it_has_caught_up_with_its_log() {
         assert!(node.read_barrier().await.is_err());
     }
 }
+
+#[tokio::test]
+async fn a_task_that_reads_in_a_loop_lets_others_run() {
+    const READS_MAX: u64 = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let node = started(dir.path(), config()).await;
+    // All on one thread, and none of these reads has to wait.
+    assert!(node.leads_alone().is_some());
+    let other = tokio::spawn(async {});
+    let mut reads = 0;
+    while !other.is_finished() {
+        assert!(reads < READS_MAX, "nobody else had a turn");
+        node.read_barrier().await.unwrap();
+        reads += 1;
+    }
+    stopped(node).await;
+}

@@ -97,6 +97,20 @@ impl Entry {
         let used = (noted_ms / 2).min(NOTE_INTERVAL_MS);
         (used >= NOTE_STEP_MS).then(|| self.end_ms.saturating_sub(noted_ms - used))
     }
+
+    /// Gives this lease a place among the notes, unless it has one that is early enough.
+    fn place_note(&mut self, id: i64, notes: &mut BTreeSet<(u64, i64)>) {
+        let next = self.next_note().filter(|_| !self.doomed && !self.noting);
+        if self.note_ms.is_some_and(|at| next.is_some_and(|next| at <= next)) {
+            return;
+        }
+        if let Some(at) = std::mem::replace(&mut self.note_ms, next) {
+            notes.remove(&(at, id));
+        }
+        if let Some(next) = next {
+            notes.insert((next, id));
+        }
+    }
 }
 
 fn ms(seconds: i64) -> u64 {
@@ -174,22 +188,20 @@ impl ExpiryQueue {
         if !self.primary {
             return Renewal::NotPrimary;
         }
-        if let Some(entry) = self.entries.get(&id) {
-            if entry.doomed || entry.end_ms <= now_ms {
-                return Renewal::Expired;
-            }
-            if entry.noting {
-                return Renewal::Noting;
-            }
-        }
-        if lease.remaining_s != 0 {
-            return Renewal::Noted;
-        }
         let end_ms = now_ms.saturating_add(ms(lease.granted_s));
-        if self.entries.get(&id).is_some_and(|entry| entry.queued_ms.is_some_and(|at| at <= end_ms)) {
-            self.change(id, |entry| (entry.lease, entry.end_ms) = (lease, end_ms));
-        } else {
-            self.insert(id, lease, end_ms);
+        let mut entry = self.entries.get_mut(&id);
+        match &entry {
+            Some(entry) if entry.doomed || entry.end_ms <= now_ms => return Renewal::Expired,
+            Some(entry) if entry.noting => return Renewal::Noting,
+            _ if lease.remaining_s != 0 => return Renewal::Noted,
+            _ => {}
+        }
+        match &mut entry {
+            Some(entry) if entry.queued_ms.is_some_and(|at| at <= end_ms) => {
+                (entry.lease, entry.end_ms) = (lease, end_ms);
+                entry.place_note(id, &mut self.notes);
+            }
+            _ => self.insert(id, lease, end_ms),
         }
         Renewal::Renewed { ttl_s: lease.granted_s }
     }
@@ -304,20 +316,11 @@ impl ExpiryQueue {
         self.change(id, |_| {});
     }
 
-    /// Changes an entry, and gives it a place among the notes unless it has one that is early enough.
+    /// Changes an entry, and gives it a place among the notes.
     fn change(&mut self, id: i64, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         change(entry);
-        let next = entry.next_note().filter(|_| !entry.doomed && !entry.noting);
-        if entry.note_ms.is_some_and(|at| next.is_some_and(|next| at <= next)) {
-            return;
-        }
-        if let Some(at) = std::mem::replace(&mut entry.note_ms, next) {
-            self.notes.remove(&(at, id));
-        }
-        if let Some(next) = next {
-            self.notes.insert((next, id));
-        }
+        entry.place_note(id, &mut self.notes);
     }
 
     fn unqueue(&mut self, id: i64, entry: &Entry) {

@@ -5,7 +5,7 @@ mod common;
 
 use common::watching::{Watching, changes, delete_of, put_of};
 use common::{Store, between, delete, put, single};
-use tally_mvcc::{CreateError, Delivery, Filters, KeyRange, TxnRequest, WatchLimits, WatchSpec};
+use tally_mvcc::{CreateError, Delivery, Filters, KeyRange, PROGRESS_REQUESTS_MAX, TxnRequest, WatchLimits, WatchSpec};
 
 fn with(range: KeyRange, change: impl FnOnce(&mut WatchSpec)) -> WatchSpec {
     let mut spec = WatchSpec::new(range);
@@ -212,6 +212,21 @@ fn ticks_tell_quiet_watchers_how_far_they_are() {
     };
     assert_eq!(told(), [(Some(quiet), 2)], "a tick is left out after an event");
     assert_eq!(told(), [(Some(quiet), 2), (Some(busy), 2)]);
+}
+
+#[test]
+fn who_asks_how_far_it_is_without_end_is_not_answered_without_end() {
+    let mut store = Store::new();
+    store.set("k", "1");
+    let mut watching = Watching::new(&store.reader);
+    // It has history to read first.
+    watching.create(single("k"), 2);
+    (0..10_000).for_each(|_| watching.stream.request_progress());
+    let told = watching.drain();
+    let progress = told.iter().filter(|delivery| matches!(delivery, Delivery::Progress { id: None, revision: 2 }));
+    assert_eq!((told.len() - 1, progress.count()), (PROGRESS_REQUESTS_MAX as usize, PROGRESS_REQUESTS_MAX as usize));
+    watching.stream.request_progress();
+    assert_eq!(watching.drain().len(), 1);
 }
 
 #[test]

@@ -65,6 +65,8 @@ struct Ending {
     index: u64,
     only_me: Option<OnlyMe>,
     round: Arc<Round>,
+    /// When it was confirmed.
+    since: Instant,
 }
 
 /// The readers' side.
@@ -235,16 +237,19 @@ impl Barrier {
     pub(crate) async fn run(self: Arc<Self>, source: IndexSource, stop: impl Future<Output = ()>) {
         let fatal = self.shared.fatal.wait();
         tokio::pin!(stop, fatal);
-        // Confirmed rounds whose index is not applied yet; indexes never fall from one to the next.
+        // Confirmed rounds whose index is not applied yet. A leader that is deposed may have named an index that is never
+        // reached, and the next one names a lower one.
         let mut confirmed: VecDeque<Ending> = VecDeque::new();
         let mut asked: Asked = None;
+        let patience = source.timeout;
+        let mut looks = tokio::time::interval(patience);
         loop {
-            let front = confirmed.front().map_or(0, |first| first.index);
+            let least = confirmed.iter().map(|ending| ending.index).min().unwrap_or(0);
             tokio::select! {
                 biased;
                 () = &mut stop => break,
                 _ = &mut fatal => break,
-                reached = self.shared.applied.reach(front), if front > 0 => {
+                reached = self.shared.applied.reach(least), if least > 0 => {
                     if reached.is_err() {
                         break;
                     }
@@ -254,7 +259,7 @@ impl Barrier {
                     match result {
                         Ok((index, only_me)) => {
                             round.confirm(&Ok(index));
-                            confirmed.push_back(Ending { index, only_me, round });
+                            confirmed.push_back(Ending { index, only_me, round, since: Instant::now() });
                         }
                         Err(error) => round.finish(Err(error)),
                     }
@@ -266,6 +271,7 @@ impl Barrier {
                     let source = source.clone();
                     asked = self.take().map(|round| (round, Box::pin(source.read_index()) as Pin<Box<_>>));
                 }
+                _ = looks.tick() => give_up(&mut confirmed, patience),
             }
             self.release(&mut confirmed);
         }
@@ -278,12 +284,23 @@ impl Barrier {
     /// Lets go every round whose index is applied.
     fn release(&self, confirmed: &mut VecDeque<Ending>) {
         let applied = self.shared.applied.get();
-        while let Some(Ending { only_me, round, .. }) = confirmed.pop_front_if(|first| first.index <= applied) {
-            if let Some(only_me) = only_me {
-                self.shared.sole.confirm(only_me);
+        confirmed.retain(|Ending { index, only_me, round, .. }| {
+            let waits = *index > applied;
+            if !waits {
+                if let Some(only_me) = only_me {
+                    self.shared.sole.confirm(*only_me);
+                }
+                round.finish(Ok(applied));
             }
-            round.finish(Ok(applied));
-        }
+            waits
+        });
+    }
+}
+
+/// Ends the rounds that have waited for so long.
+fn give_up(confirmed: &mut VecDeque<Ending>, patience: Duration) {
+    while let Some(ending) = confirmed.pop_front_if(|first| first.since.elapsed() >= patience) {
+        ending.round.finish(Err(BarrierError::NoQuorum));
     }
 }
 
@@ -365,5 +382,40 @@ async fn local_index(raft: &RaftHandle) -> Result<u64, Attempt> {
             LinearizableReadError::ForwardToLeader(_) | LinearizableReadError::QuorumNotEnough(_),
         )) => Err(Attempt::Again(BarrierError::NoQuorum)),
         Err(RaftError::Fatal(_)) => Err(Attempt::Final(BarrierError::Stopped)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// A leader may name an index that is never reached, and be deposed; what the next one names is lower.
+    #[test]
+    fn a_round_does_not_wait_for_the_index_of_another() {
+        let shared = Arc::new(Shared::new(10, 10, 10, 10, 0));
+        let barrier = Barrier::new(Arc::clone(&shared));
+        let mut confirmed = VecDeque::new();
+        let mut round = |index| {
+            let waiting = barrier.join();
+            let ending = Ending { index, only_me: None, round: barrier.take().unwrap(), since: Instant::now() };
+            confirmed.push_back(ending);
+            waiting
+        };
+        let (mut beyond, now, mut next) = (round(1_000), round(10), round(11));
+        barrier.release(&mut confirmed);
+        assert_eq!(now.now_or_never().unwrap().unwrap(), 10);
+        assert!((&mut next).now_or_never().is_none() && (&mut beyond).now_or_never().is_none());
+        shared.applied.advance(11);
+        barrier.release(&mut confirmed);
+        assert_eq!(next.now_or_never().unwrap().unwrap(), 11);
+        give_up(&mut confirmed, Duration::from_secs(60));
+        assert!((&mut beyond).now_or_never().is_none());
+        give_up(&mut confirmed, Duration::ZERO);
+        assert!(matches!(beyond.now_or_never(), Some(Err(BarrierError::NoQuorum))));
+        assert!(confirmed.is_empty());
     }
 }

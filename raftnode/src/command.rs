@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tally_apply::Command;
+use tally_apply::{Command, DecodeError};
 
 use crate::codec::{KIND_COMMAND, KIND_PROPOSAL, PROPOSAL_HEADER};
 
@@ -114,6 +114,11 @@ impl LogPayload {
     /// The encoded command alone.
     pub(crate) fn command(&self) -> Bytes {
         self.0.slice(if self.0.first() == Some(&KIND_COMMAND) { 1 } else { PROPOSAL_HEADER }..)
+    }
+
+    /// The command.
+    pub(crate) fn decode(&self) -> Result<Command, DecodeError> {
+        Command::decode(&self.command())
     }
 
     /// The same command, meant for another term.

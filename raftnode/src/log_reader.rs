@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 
 use futures_util::{Stream, stream};
 use openraft::storage::RaftLogReader;
-use tally_wal::{LogIndex, Reader};
+use tally_wal::{Entry as WalEntry, LogIndex, ReadError, Reader};
 
 use crate::entry::from_wal;
 use crate::fatal::FatalError;
@@ -42,10 +42,13 @@ impl LogReader {
 
     /// Reads entries `first..end` as far as they fit into one piece: at least one, if the first is there.
     fn piece(&self, first: u64, end: u64) -> io::Result<Vec<RaftEntry>> {
-        let entries = self
-            .reader
-            .read(LogIndex::new(first)..LogIndex::new(end), PIECE_BYTES_MAX)
-            .map_err(|error| io::Error::other(self.shared.fatal.set(FatalError::LogRead(Arc::new(error)))))?;
+        self.entries(self.reader.read(LogIndex::new(first)..LogIndex::new(end), PIECE_BYTES_MAX))
+    }
+
+    /// What was read, in the form of consensus. That it could not be is the end of the node.
+    fn entries(&self, read: Result<Vec<WalEntry>, ReadError>) -> io::Result<Vec<RaftEntry>> {
+        let failed = |error| io::Error::other(self.shared.fatal.set(FatalError::LogRead(Arc::new(error))));
+        let entries = read.map_err(failed)?;
         let mut piece = Vec::with_capacity(entries.len());
         for entry in entries {
             piece.push(from_wal(entry).map_err(|error| io::Error::other(self.shared.fatal.set(error.into())))?);
@@ -129,7 +132,13 @@ impl RaftLogReader<TypeConfig> for LogReader {
         if start >= end {
             return Ok(Vec::new());
         }
-        let entries = self.piece(log_index(start), log_index(end))?;
+        let entries =
+            match self.reader.read(LogIndex::new(log_index(start))..LogIndex::new(log_index(end)), PIECE_BYTES_MAX) {
+                // A member that was removed holds up no purge any more, and what sends it entries may not have heard of it yet:
+                // an answer without entries is a heartbeat, and then it does.
+                Err(ReadError::BelowFirst { .. }) => return Ok(Vec::new()),
+                read => self.entries(read)?,
+            };
         if entries.is_empty() {
             let missing = format!("log entry {} is not in the log", log_index(start));
             return Err(io::Error::new(io::ErrorKind::NotFound, missing));

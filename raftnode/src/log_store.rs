@@ -286,7 +286,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let (shared, store) = (Arc::clone(&self.shared), Arc::clone(&self.store));
         inner.flush(ticket, move |result| match result {
             Ok(()) => {
-                if let Err(error) = unmark_install(&store) {
+                if let Err(error) = unmark_install(&store, upto.index.get()) {
                     tracing::warn!(%error, "a mark that has served stays until the next start");
                 }
             }

@@ -372,6 +372,11 @@ impl Node {
         self.inner.live.load().reads.clone()
     }
 
+    /// The newest revision that [`Node::reads`] has, for those who ask for nothing else.
+    pub fn revision(&self) -> i64 {
+        self.inner.live.load().reads.kv().revision()
+    }
+
     /// Waits for the error after which the process must end with a non-zero status. Nothing is acknowledged after it.
     pub async fn fatal(&self) -> FatalError {
         self.inner.shared.fatal.wait().await

@@ -217,6 +217,25 @@ fn streams_whose_messages_cannot_be_read_are_counted() {
 }
 
 #[test]
+fn who_follows_the_health_of_a_server_hears_that_it_stops_and_does_not_hold_it_up() {
+    let root = directory();
+    let mut tally = start(&root.path().join("d"));
+    block_on(async {
+        let mut health = HealthClient::new(tally.channel());
+        let mut whole = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+        assert_eq!(whole.message().await.unwrap().unwrap().status, 1);
+        let other = HealthCheckRequest { service: "etcdserverpb.KV".into() };
+        let mut other = health.watch(other).await.unwrap().into_inner();
+        assert_eq!(other.message().await.unwrap().unwrap().status, 3);
+        tally.signal("TERM");
+        assert_eq!(whole.message().await.unwrap().unwrap().status, 2);
+        assert!(whole.message().await.unwrap().is_none() && other.message().await.unwrap().is_none());
+    });
+    assert_eq!(tally.wait().code(), Some(0));
+    assert!(!tally.log.iter().any(|line| line.contains("did not end in time")), "{}", tally.log.join("\n"));
+}
+
+#[test]
 fn health_tells_that_it_serves() {
     let root = directory();
     let tally = start(&root.path().join("d"));

@@ -41,6 +41,8 @@ fn a_write_without_a_quorum_ends_with_its_deadline_and_is_never_taken_for_done()
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
         let status = kv.range(with(get("late"), "grpc-timeout", "400m")).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        let status = kv.range_stream(with(get("late"), "grpc-timeout", "400m")).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
         // What is not linearizable needs nobody else.
         let local = pb::RangeRequest { serializable: true, ..get("late") };
         assert_eq!(kv.range(local).await.unwrap().into_inner().count, 0);
@@ -128,6 +130,53 @@ fn a_lock_and_its_queue_outlive_the_leader() {
         assert!(next.header.unwrap().revision > held.header.unwrap().revision, "fencing tokens grow");
     });
     cluster.restart(leader);
+    cluster.same_state();
+}
+
+/// A lock, and what a hand-over of leadership notes of the leases: both are on their way to the log when their clients go.
+#[test]
+fn what_is_given_up_on_its_way_to_the_log_leaves_nothing_behind() {
+    // Nobody else is elected while the others are silent for a moment.
+    let cluster = Cluster::with(3, &["--election-timeout=3000"]);
+    let leader = cluster.leader();
+    let others: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
+    block_on(async {
+        let node = cluster.node(leader);
+        let lease = granted(&cluster, leader).await;
+        let mut leases = pb::lease_client::LeaseClient::new(node.channel());
+        let time = pb::LeaseTimeToLiveRequest { id: lease, keys: false };
+        // Less is not worth a note.
+        while leases.lease_time_to_live(time).await.unwrap().into_inner().ttl >= LONG_S - 1 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let revision = clients(node).kv.range(get("l")).await.unwrap().into_inner().header.unwrap().revision;
+
+        others.iter().for_each(|at| cluster.node(*at).signal("STOP"));
+        let (mut locks, mut maintenance) = (LockClient::new(node.channel()), clients(node).maintenance);
+        let target_id = cluster.id(others[0]).parse().unwrap();
+        let patience = Duration::from_millis(500);
+        let (locked, moved) = tokio::join!(
+            tokio::time::timeout(patience, locks.lock(LockRequest { name: "l".into(), lease })),
+            tokio::time::timeout(patience, maintenance.move_leader(pb::MoveLeaderRequest { target_id })),
+        );
+        assert!(locked.is_err() && moved.is_err(), "nothing can be done without the others");
+        others.iter().for_each(|at| cluster.node(*at).signal("CONT"));
+
+        let mut kv = clients(node).kv;
+        let keys = pb::RangeRequest { range_end: "l0".into(), count_only: true, ..from("l/") };
+        loop {
+            let found = kv.range(keys.clone()).await.unwrap().into_inner();
+            // The key was written and deleted.
+            if found.count == 0 && found.header.unwrap().revision == revision + 2 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let renewal = tokio_stream::once(pb::LeaseKeepAliveRequest { id: lease });
+        let renewed = leases.lease_keep_alive(renewal).await.unwrap().into_inner().message().await;
+        assert_eq!(renewed.unwrap().unwrap().ttl, LONG_S);
+        assert_eq!(cluster.leader(), leader);
+    });
     cluster.same_state();
 }
 

@@ -33,6 +33,11 @@ fn bodies_that_are_no_requests() {
         (range, r#"{"key":"%%%"}"#, "illegal base64 data at input byte 0"),
         (range, r#"{"key":"YQ==","limit":"many"}"#, "invalid character 'm' looking for beginning of value"),
         (range, r#"{"key":"YQ==","limit":9223372036854775808}"#, "9223372036854775808 into Go value of type int64"),
+        (
+            range,
+            r#"{"key":"YQ==","limit":1e-9223372036854775808}"#,
+            "1e-9223372036854775808 into Go value of type int64",
+        ),
         (range, r#"{"key":"YQ==","sort_order":"UPWARDS"}"#, "unknown value"),
         (range, r#"{"key":"YQ==","sort_target":77}"#, "invalid sort option"),
         (put, r#"{"value":"YQ=="}"#, "key is not provided"),

@@ -13,6 +13,10 @@ use crate::error::ReadError;
 use crate::shared::Shared;
 use crate::view::Reader;
 
+/// Requests for progress that may wait for their answers; all would be answered with the same. A client that asks and asks
+/// while its watchers read history would have the answers take any amount of memory.
+pub const PROGRESS_REQUESTS_MAX: u32 = 64;
+
 /// Watchers that share one way to their client. Drop it to end them all.
 ///
 /// Call [`poll_next`](WatchStream::poll_next) whenever there is room for what it gives; do what its [`Step`]s say.
@@ -229,9 +233,10 @@ impl WatchStream {
     }
 
     /// Asks how far the stream is: answered once for each call, when all watchers are level and everything before has been
-    /// delivered. Not answered if there is no watcher, or one that waits for a revision that is not there yet.
+    /// delivered. Not answered if there is no watcher, or one that waits for a revision that is not there yet; and of many
+    /// that wait for their answer, only [`PROGRESS_REQUESTS_MAX`] get one each.
     pub fn request_progress(&mut self) {
-        self.progress_requests = self.progress_requests.saturating_add(1);
+        self.progress_requests = (self.progress_requests + 1).min(PROGRESS_REQUESTS_MAX);
     }
 
     /// Says that a notify interval is over. Watchers that asked for it, had no event since the last one and are level are
@@ -319,7 +324,7 @@ impl WatchStream {
         let before = self.outbox.len();
         self.outbox.retain(|delivery| !matches!(delivery, Delivery::Progress { id: None, .. }));
         let taken_back = u32::try_from(before - self.outbox.len()).unwrap_or(u32::MAX);
-        self.progress_requests = self.progress_requests.saturating_add(taken_back);
+        self.progress_requests = self.progress_requests.saturating_add(taken_back).min(PROGRESS_REQUESTS_MAX);
     }
 
     fn free_id(&mut self) -> i64 {

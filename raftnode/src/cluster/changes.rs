@@ -101,7 +101,12 @@ impl Changes {
             BarrierError::Stopped => MemberError::Stopped,
             BarrierError::Fatal(error) => MemberError::Fatal(error),
         })?;
-        let membership = self.effective().await?;
+        let mut membership = self.effective().await?;
+        if membership.get_joint_config().len() > 1 {
+            // Its second half was refused, by a moment without a majority.
+            self.finish().await;
+            membership = self.effective().await?;
+        }
         if membership.get_joint_config().len() > 1 {
             return Err(MemberError::Busy);
         }
@@ -315,7 +320,7 @@ impl Changes {
         }
         let Ok(membership) = self.effective().await else { return };
         if membership.get_joint_config().len() > 1 {
-            tracing::info!("finishing a membership change that an earlier leader began");
+            tracing::info!("finishing a membership change that was begun before");
             let nothing_more = ChangeMembers::AddVoterIds(BTreeSet::new());
             if let Err(error) = self.raft.change_membership(nothing_more, false).await {
                 tracing::warn!(%error, "the membership change is not finished; the next leader tries again");

@@ -17,6 +17,9 @@ use crate::codec::CodecError;
 use crate::entry::{from_wal, to_wal};
 use crate::types::{RaftLogId, RaftVote, TypeConfig, log_id, log_index, term};
 
+/// No term is higher: that would take an election in every nanosecond of a century.
+const TERM_MAX: u64 = 1 << 62;
+
 /// Bytes of a position.
 const POSITION_BYTES: usize = 16;
 /// Bytes of a vote.
@@ -104,12 +107,19 @@ impl Input {
         if index > LogIndex::MAX.get() {
             return Err(self.malformed("an index that no entry can have"));
         }
+        self.credible(term)?;
         Ok(log_id(index, term))
     }
 
     pub(super) fn vote(&mut self) -> Result<RaftVote, CodecError> {
         let (term, member) = (self.u64()?, self.u64()?);
+        self.credible(term)?;
         Ok(if self.flag()? { RaftVote::new_committed(term, member) } else { RaftVote::new(term, member) })
+    }
+
+    /// Refuses what no number of elections gets to: a term is adopted, written down, and counted on from.
+    fn credible(&self, term: u64) -> Result<(), CodecError> {
+        if term > TERM_MAX { Err(self.malformed("a term that no election can have")) } else { Ok(()) }
     }
 
     pub(super) fn end(self) -> Result<(), CodecError> {

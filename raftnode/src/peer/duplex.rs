@@ -108,6 +108,12 @@ impl Duplex {
         (self.sending, self.receiving)
     }
 
+    /// As if the connection had just been lost, and only who sends could know.
+    #[cfg(test)]
+    pub(super) fn lose_sending(&mut self) {
+        self.sending.out = mpsc::channel(1).0;
+    }
+
     pub(super) fn halves(&mut self) -> (&Sending, &mut Receiving) {
         (&self.sending, &mut self.receiving)
     }

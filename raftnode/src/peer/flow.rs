@@ -138,7 +138,9 @@ where
         tokio::select! {
             biased;
             room = sending.room(), if self.unsent.is_some() => {
-                let (Some(room), Some((frame, mut sent))) = (room, self.unsent.take()) else { return Event::Frame(None) };
+                // Without room the channel is lost, and the request goes over the next one: consensus does not ask again.
+                let Some(room) = room else { return Event::Frame(None) };
+                let Some((frame, mut sent)) = self.unsent.take() else { return Event::Frame(None) };
                 sending.sent(frame.len() as u64);
                 room.send(frame);
                 sent.at = Instant::now();

@@ -95,14 +95,10 @@ pub(super) async fn send(
     let began = Instant::now();
     let _counted = Counted::new(net);
     peer.observe(NetworkEvent::SnapshotSendStarted { to: peer.id });
-    let limit = net.inner.config.install_timeout;
     let sent = tokio::select! {
         closed = cancel => Err(SendError::Closed(closed)),
         () = net.closed() => Err(SendError::Closed(ReplicationClosed::new("the member is stopping"))),
-        sent = tokio::time::timeout(limit, transmit(net, peer, vote, snapshot.snapshot)) => {
-            let reason = format!("no answer within {} s", limit.as_secs());
-            sent.unwrap_or(Err(SendError::Unreachable { peer: peer.id, reason }))
-        }
+        sent = transmit(net, peer, vote, snapshot.snapshot) => sent,
     };
     match sent {
         Ok(vote) => {
@@ -132,7 +128,7 @@ async fn transmit(net: &Net, peer: &Arc<Peer>, vote: RaftVote, checkpoint: Check
     let (sending, mut receiving) = opened.map_err(|error| unreachable(error.to_string()))?.split();
     let offered = sending.send(Kind::Offer, 64, |out| put_vote(out, &vote)).await;
     offered.map_err(|error| unreachable(error.to_string()))?;
-    match answer(&mut receiving).await.map_err(unreachable)? {
+    match in_time(net, answer(&mut receiving)).await.map_err(unreachable)? {
         Answer::Go => {}
         Answer::Installed(installed) => return conclude(peer, installed),
     }
@@ -147,10 +143,18 @@ async fn transmit(net: &Net, peer: &Arc<Peer>, vote: RaftVote, checkpoint: Check
     }
     // That nothing more comes is how the receiver knows that the stream is whole; its checksums say so, too.
     drop(sending);
-    match answer(&mut receiving).await.map_err(unreachable)? {
+    match in_time(net, answer(&mut receiving)).await.map_err(unreachable)? {
         Answer::Installed(installed) => conclude(peer, installed),
         Answer::Go => Err(unreachable("it asks for the snapshot twice".to_owned())),
     }
+}
+
+/// Waits for an answer, but not for ever. What is bounded is each wait and not the whole: a large state at a low rate takes as
+/// long as it takes, and from the beginning it would take no less.
+async fn in_time(net: &Net, answer: impl Future<Output = Result<Answer, String>>) -> Result<Answer, String> {
+    let limit = net.inner.config.install_timeout;
+    let answered = tokio::time::timeout(limit, answer).await;
+    answered.unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))
 }
 
 fn conclude(peer: &Peer, installed: Installed) -> Result<RaftVote, SendError> {

@@ -27,7 +27,8 @@ use crate::types::{RaftVote, Snapshot, SnapshotMeta, log_id};
 
 /// Pieces of the stream that have come and are not written yet.
 const PIECES_AHEAD: usize = 4;
-/// Without any byte of the stream for so long, the sender is given up. It begins with an export of its whole store.
+/// Without any byte of the stream for so long, the sender is given up; the first may take as long as an export of its whole
+/// store.
 const IDLE_MAX: Duration = Duration::from_secs(120);
 
 /// Why a snapshot was not taken.
@@ -111,7 +112,8 @@ async fn receive(served: Served, vote: RaftVote) -> Result<RaftVote, ReceiveErro
     let receive = move || Export::receive(&mut Pieces { queue, piece: Bytes::new() }, &dir).map(OwnedExport::new);
     let mut writing = Task::spawn(background::run("tally-receive", receive));
     let (rest, mut body) = inbound.into_raw();
-    let fed = feed(rest, &mut body, &pieces, |bytes| peer.heard(bytes)).await;
+    let first = net.inner.config.install_timeout.max(IDLE_MAX);
+    let fed = feed(rest, &mut body, &pieces, first, |bytes| peer.heard(bytes)).await;
     drop(pieces);
     let written = writing.result().await.map_err(|_| ReceiveError::Stopping)??;
     let export = match (fed, written) {
@@ -144,18 +146,20 @@ async fn feed(
     rest: Bytes,
     body: &mut Body,
     pieces: &mpsc::Sender<Bytes>,
+    first: Duration,
     heard: impl Fn(u64),
 ) -> Result<(), ReceiveError> {
-    let mut piece = Some(rest);
+    let (mut piece, mut patience) = (Some(rest), first);
     loop {
         if let Some(piece) = piece.take().filter(|piece| !piece.is_empty()) {
+            patience = IDLE_MAX;
             heard(piece.len() as u64);
             if pieces.send(piece).await.is_err() {
                 // The writer has found the end, or something wrong: it says which.
                 return Ok(());
             }
         }
-        match timeout(IDLE_MAX, body.frame()).await {
+        match timeout(patience, body.frame()).await {
             Ok(Some(Ok(frame))) => piece = frame.into_data().ok(),
             Ok(None) => return Ok(()),
             Ok(Some(Err(_))) | Err(_) => return Err(ReceiveError::Gone),

@@ -232,6 +232,8 @@ impl Forwarded {
                 None => return Err(ForwardRefusal::Malformed),
                 Some(_) if payload.len() > self.command_bytes_max => return Err(ForwardRefusal::Malformed),
                 Some(stamp) if stamp.term != term => return Err(ForwardRefusal::NotLeader),
+                // Once it is in the log, every member would end by it.
+                Some(_) if LogPayload::new(payload.clone()).decode().is_err() => return Err(ForwardRefusal::Malformed),
                 Some(_) => {}
             }
         }

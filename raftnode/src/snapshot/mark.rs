@@ -8,6 +8,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crc::{CRC_32_ISCSI, Crc};
@@ -17,6 +18,8 @@ use tally_wal::{LogIndex, LogPosition, Recovered, Wal};
 const MAGIC: &[u8; 8] = b"TALLYINS";
 const VERSION: u32 = 1;
 const BYTES: usize = 48;
+/// Where the index stands.
+const INDEX: Range<usize> = 12..20;
 const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 /// Why the mark, or what it asks for, could not be written or read.
@@ -101,9 +104,19 @@ pub(crate) fn finish_install(
     sync_parent(&path)
 }
 
-/// The log is durably behind the snapshot: the mark has served.
-pub(crate) fn unmark_install(store: &Path) -> Result<(), MarkError> {
+/// The log is durably behind `index`: the mark of a snapshot that does not reach farther has served.
+pub(crate) fn unmark_install(store: &Path, index: u64) -> Result<(), MarkError> {
     let path = path_of(store);
+    let found = match fs::read(&path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("read", &path)(error)),
+    };
+    let marked = found.get(INDEX).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+    if marked.is_some_and(|marked| marked > index) {
+        // This purge began before that snapshot came.
+        return Ok(());
+    }
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(failed("delete", &path)),
@@ -113,4 +126,24 @@ pub(crate) fn unmark_install(store: &Path) -> Result<(), MarkError> {
 fn sync_parent(path: &Path) -> Result<(), MarkError> {
     let parent = path.parent().unwrap_or(Path::new("."));
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed("sync", parent))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_purge_that_ends_before_the_snapshot_leaves_its_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        let applied = Applied { index: 50, term: 3, ..Applied::default() };
+        unmark_install(&store, 10).unwrap();
+        mark_install(&store, &applied).unwrap();
+        unmark_install(&store, 49).unwrap();
+        assert_eq!(fs::read(path_of(&store)).unwrap(), encode(&applied));
+        unmark_install(&store, 50).unwrap();
+        assert!(!path_of(&store).exists());
+    }
 }

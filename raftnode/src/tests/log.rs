@@ -62,6 +62,22 @@ async fn vote_commit_tail_and_purge_point_survive_a_reopening() {
     assert_eq!(found, expected);
 }
 
+/// What sends entries to a member that was removed, and holds up no purge any more, may ask for some once more.
+#[tokio::test]
+async fn what_was_purged_meanwhile_is_not_there_and_the_node_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let Assembled { mut log, mut machine, live, shared, .. } = opened(dir.path());
+    log.blocking_append(entries(1..=10, 1)).await.unwrap();
+    let mut reader = log.get_log_reader().await;
+    let applied = reader.entries_stream(0..6).await.map(|entry| Ok((entry?, None)));
+    machine.apply(applied.boxed()).await.unwrap();
+    assert_eq!(live.load().backend.sync().unwrap().index, 6);
+    log.purge(id(6, 1)).await.unwrap();
+    assert_eq!(reader.limited_get_log_entries(2, 8).await.unwrap(), vec![]);
+    assert!(shared.fatal.get().is_none());
+    assert_eq!(reader.limited_get_log_entries(6, 8).await.unwrap(), entries(7..=8, 1));
+}
+
 #[tokio::test]
 async fn the_state_machine_sees_entries_only_when_they_are_durable_here() {
     let dir = tempfile::tempdir().unwrap();

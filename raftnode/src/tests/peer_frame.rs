@@ -371,3 +371,13 @@ fn fuzzed_bodies_are_read_without_a_panic() {
         read_as_everything(&bytes.into());
     }
 }
+
+#[test]
+fn terms_that_no_election_can_have_are_malformed() {
+    for (term, fits) in [(0, true), (1 << 62, true), ((1 << 62) + 1, false), (u64::MAX, false)] {
+        let vote = [&u64::to_be_bytes(term)[..], &7_u64.to_be_bytes(), &[1]].concat();
+        assert_eq!(Input::new("vote", vote.into()).vote().is_ok(), fits, "{term}");
+        let position = [5_u64.to_be_bytes(), u64::to_be_bytes(term)].concat();
+        assert_eq!(Input::new("position", position.into()).position().is_ok(), fits, "{term}");
+    }
+}

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::body::{Append, decode_append, decode_appended, put_appended};
 use super::super::frame::{Address, Frame, Kind, encode};
-use super::super::link::PeerLink;
+use super::super::link::{Channel, PeerLink};
 use super::super::serve;
 use super::calls::scripted;
 use super::{CLUSTER, Member, Raw, SOON, eventually, introduce, member, member_with, put};
@@ -68,6 +68,19 @@ async fn requests_are_pipelined_and_answered_in_order() {
     let single = link.append_entries(request(600, 1), RPCOption::new(OPTION)).await.unwrap();
     assert!(single.is_success());
     assert_eq!(one.events.count(|event| matches!(event, NetworkEvent::Connected { .. })), 1);
+}
+
+/// Consensus takes what it has handed over for sent: it would not send that again.
+#[tokio::test]
+async fn a_request_that_finds_the_connection_lost_goes_over_the_next_one() {
+    let (one, two) = (member(1).await, member(2).await);
+    let mut link = link(&one, &two.url).await;
+    assert!(link.append_entries(request(0, 1), RPCOption::new(OPTION)).await.unwrap().is_success());
+    let Channel::Open(live) = &mut link.channel else { panic!("it is open") };
+    live.duplex.lose_sending();
+    assert!(link.append_entries(request(1, 1), RPCOption::new(OPTION)).await.unwrap().is_success());
+    assert_eq!(two.shared.last.load(Ordering::Acquire), 2);
+    assert_eq!(one.events.count(|event| matches!(event, NetworkEvent::Connected { .. })), 2);
 }
 
 #[tokio::test]

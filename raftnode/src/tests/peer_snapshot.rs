@@ -1,6 +1,7 @@
 //! Snapshots on their way: a real store streamed, damaged, cut off, refused.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
@@ -15,7 +16,8 @@ use super::super::outgoing::Task;
 use super::super::serve;
 use super::{CLUSTER, Member, Raw, SOON, eventually, member, member_with, put, storage_options};
 use crate::codec::encode_in_force;
-use crate::peer::NetworkEvent;
+use crate::config::Config;
+use crate::peer::{NetConfig, NetworkEvent};
 use crate::snapshot::{incoming_dir, snapshot_of};
 use crate::storage::open_storage;
 use crate::types::{Membership, Peer, RaftVote, Snapshot, StoredMembership, TypeConfig, log_id};
@@ -93,6 +95,19 @@ async fn a_whole_store_is_streamed_checked_and_put_in_force() {
     assert_eq!(two.events.count(|event| matches!(event, NetworkEvent::SnapshotReceived { from: 1, .. })), 1);
     eventually("the log goes on behind it", || two.shared.purged.load(std::sync::atomic::Ordering::Acquire) == 3_000)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_may_take_longer_than_any_answer() {
+    let slowly = |_: &mut Config, limits: &mut NetConfig| {
+        (limits.install_timeout, limits.snapshot_rate_bytes_max) = (Duration::from_secs(2), 1 << 20);
+    };
+    let (one, two) = (member_with(1, slowly).await, member(2).await);
+    let (_dir, backend, root) = filled(1_000, 4_096);
+    let began = Instant::now();
+    assert_eq!(send(&one, &two, snapshot(&backend), VOTE()).await.unwrap(), VOTE());
+    assert_eq!(two.live.load().reads.applied().root, root);
+    assert!(began.elapsed() > Duration::from_secs(2), "the stream was too small for this test");
 }
 
 /// Speaks as the sender of a snapshot, with whatever bytes.

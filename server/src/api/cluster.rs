@@ -19,6 +19,9 @@ use crate::wire::{Member, MemberAddMessage, MemberListMessage, MemberMessage, Me
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a change is waited for on this member once it is made; what it is answered does not depend on it.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);
+/// Peer URLs of a member, and bytes of them together: all members' stand in entries and frames whose size is bounded.
+const URLS_MAX: usize = 64;
+const URLS_BYTES_MAX: usize = 16 << 10;
 /// Ids that are tried when the same URLs are added, removed and added again within one second.
 const ID_ATTEMPTS: u64 = 8;
 
@@ -62,6 +65,9 @@ pub(crate) async fn promote(state: &State, message: MemberMessage) -> Result<Mem
 
 /// URLs at which a member could be reached, sorted, each once.
 fn peer_urls(given: &[String]) -> Result<Vec<Url>, ApiError> {
+    if given.len() > URLS_MAX || given.iter().map(String::len).sum::<usize>() > URLS_BYTES_MAX {
+        return Err(ApiError::BadMemberUrls);
+    }
     let parse = |text: &String| Url::parse(text).ok().filter(|url| url.check_peer().is_ok());
     let mut urls = given.iter().map(parse).collect::<Option<Vec<Url>>>().ok_or(ApiError::BadMemberUrls)?;
     urls.sort();

@@ -6,9 +6,8 @@ use std::task::Poll;
 
 use tally_mvcc::{Batch, Delivery, Filters, KeyRange, Step, WatchLimits, WatchSpec, WatchStream};
 
-use crate::api::range::blocking;
 use crate::api::state::State;
-use crate::api::watch::Place;
+use crate::api::watch::{Place, read_history};
 use crate::error::{ApiError, Effect};
 
 /// What comes next.
@@ -49,7 +48,7 @@ impl Follower {
                 Step::Deliver(Delivery::Progress { .. }) => {}
                 Step::Deliver(Delivery::Failed(error)) => return Err(error.into()),
                 Step::Read(history) => {
-                    let read = blocking(&self.state, move || Ok(history.read())).await?;
+                    let read = read_history(Arc::clone(&self.state), history).await?;
                     self.stream.absorb(read);
                 }
                 Step::Closed => {

@@ -20,7 +20,7 @@ use crate::api::election::Leader;
 use crate::api::range::{Begun, Unread};
 use crate::api::stream::Pieces;
 use crate::api::{
-    Route, Running, State, admit, body, cluster, election, kv, lease, lease_lines, lock, maintenance, watch,
+    Route, Running, State, admit, body, cluster, election, json_route, kv, lease, lease_lines, lock, maintenance, watch,
 };
 use crate::error::ApiError;
 use crate::wire::{self, EmptyMessage, Members, RangeWriter, concurrency, decode, response};
@@ -56,8 +56,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
 
 async fn handle(state: &Arc<State>, request: Request) -> Response {
     let path = request.uri().path();
-    // `/v3beta/` is what the gateway was called before 3.4.
-    let route = match path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/")).map(Route::of_json) {
+    let route = match json_route(path) {
         Some(Some(Route::Watch)) if is_websocket(&request) => {
             let requires_leader = requires_leader(&request);
             return watch::socket(state, requires_leader, request).await.unwrap_or_else(|error| refusal(&error));

@@ -116,16 +116,16 @@ pub(crate) struct KeepAlive {
 impl KeepAlive {
     pub(crate) fn begin(state: &State, message: LeaseMessage) -> KeepAlive {
         let LeaseMessage { id } = message;
-        let revision = state.reads().kv().revision();
+        let revision = state.node.revision();
         KeepAlive { id, revision, renewing: state.lessor.renew(id) }
     }
 
     /// Not to be polled again once it is ready.
     pub(crate) fn poll(&mut self, state: &State, cx: &mut Context<'_>) -> Poll<Result<KeptAlive, ApiError>> {
         let KeepAlive { id, revision, renewing } = self;
-        Pin::new(&mut *renewing).poll(cx).map(|renewed| match renewed {
+        Pin::new(renewing).poll(cx).map(|renewed| match renewed {
             Ok(ttl_s) => Ok(KeptAlive { revision: *revision, id: *id, ttl_s }),
-            Err(error) => Err(error_of(state, error, renewing.since)),
+            Err((error, since)) => Err(error_of(state, error, since)),
         })
     }
 }

@@ -6,7 +6,7 @@ use tally_apply::{Alarm, AlarmAction, AlarmCommand, AlarmKind, Command, Reply};
 use tally_mvcc::{HashKv, ReadError};
 use tally_raftnode::TransferError;
 
-use crate::api::range::blocking;
+use crate::api::range::blocking_in_turn;
 use crate::api::state::State;
 use crate::error::{ApiError, Effect};
 use crate::jobs;
@@ -97,6 +97,10 @@ pub(crate) async fn move_leader(state: &State, message: TransferMessage) -> Resu
         return Err(ApiError::NotLeader);
     }
     if target != state.member_id {
+        // Before the leases are noted, which makes the next renewal of each dearer.
+        if !state.node.members().iter().any(|member| member.id == target && !member.is_learner) {
+            return Err(ApiError::BadTransferee);
+        }
         state.lessor.note_all().await;
         state.node.transfer_leader(target).await.map_err(|error| match error {
             TransferError::NotLeader => ApiError::NotLeader,
@@ -120,7 +124,7 @@ pub(crate) async fn hash(state: &State, EmptyMessage: EmptyMessage) -> Result<(i
 
 pub(crate) async fn hash_kv(state: &State, message: HashKvMessage) -> Result<HashKv, ApiError> {
     let reader = state.reads().kv().clone();
-    blocking(state, move || {
+    blocking_in_turn(state, &state.hashing, move || {
         let mut attempt = 1;
         loop {
             match reader.hash_kv(message.revision) {

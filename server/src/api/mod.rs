@@ -46,6 +46,7 @@ use crate::error::ApiError;
 pub(crate) use json::router;
 pub(crate) use metrics::{Metrics, Running};
 pub(crate) use range::{Unread, Whole};
+use route::json_route;
 pub(crate) use route::{Exchange, Route, waits};
 pub(crate) use state::{Limits, Parts, State};
 

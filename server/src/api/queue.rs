@@ -5,6 +5,7 @@
 //! was gone. A lease that expired meanwhile took the key with it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tally_apply::{Command, Reply};
@@ -16,10 +17,14 @@ use tally_mvcc::{
 use crate::api::follow::{Followed, Follower};
 use crate::api::range::{self, Begun};
 use crate::api::state::State;
-use crate::error::ApiError;
+use crate::error::{ApiError, Effect};
 
 /// The lease of a request that names none, in seconds. Nobody keeps it alive.
 const SESSION_TTL_S: i64 = 60;
+
+/// How often the key of who waits no more is tried to be deleted, and the first pause between; each is twice the one before.
+const LEAVING_ATTEMPTS: u32 = 10;
+const LEAVING_AGAIN: Duration = Duration::from_millis(100);
 
 const OTHER_REPLY: ApiError = ApiError::Defect { what: "a transaction was answered with the reply to another" };
 
@@ -73,8 +78,11 @@ impl Queue {
     }
 
     /// Puts the key of a lease into the queue, unless it is there.
+    ///
+    /// Who goes before this is answered leaves the key in the queue: another attempt with the same lease may have found it,
+    /// and been told that its turn has come.
     pub(crate) async fn enter(&self, lease: i64, value: Bytes) -> Result<Entry, ApiError> {
-        let key = Bytes::from([&self.prefix[..], format!("{lease:x}").as_bytes()].concat());
+        let key = Bytes::from([&self.prefix[..], lease_name(lease).as_bytes()].concat());
         let range = single(&key)?;
         let absent = Compare { range: range.clone(), result: CompareResult::Equal, target: CompareTarget::Create(0) };
         let put = PutRequest { lease, ..PutRequest::new(key.clone(), value) };
@@ -183,6 +191,12 @@ impl Queue {
     }
 }
 
+/// What etcd's clients call a lease in their keys: in hexadecimal, the sign before it.
+fn lease_name(lease: i64) -> String {
+    let sign = if lease < 0 { "-" } else { "" };
+    format!("{sign}{:x}", lease.unsigned_abs())
+}
+
 /// Positive, and so improbable that nobody has it.
 fn random_id() -> i64 {
     let random = uuid::Uuid::new_v4().as_u128() as i64;
@@ -216,10 +230,36 @@ impl Drop for Leaving {
         let (key, create_revision) = (std::mem::take(&mut self.key), self.create_revision);
         tokio::spawn(async move {
             let queue = Queue { state, prefix: Bytes::new() };
-            let Ok(delete) = delete(&key) else { return };
-            if let Err(error) = queue.if_still(&key, create_revision, delete).await {
-                tracing::debug!(%error, "a key of who waits no more stays until its lease ends");
+            let mut pause = LEAVING_AGAIN;
+            for left in (0..LEAVING_ATTEMPTS).rev() {
+                let Ok(delete) = delete(&key) else { return };
+                match queue.if_still(&key, create_revision, delete).await {
+                    // Many may go at once, because the server has too much to do.
+                    Err(error) if left > 0 && error.effect() == Effect::None => {
+                        tokio::time::sleep(pause).await;
+                        pause *= 2;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a key of who waits no more may stay in its queue until its lease ends");
+                        return;
+                    }
+                    Ok(_) => return,
+                }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lease_name;
+
+    #[test]
+    fn leases_are_named_as_in_the_keys_of_go() {
+        for (lease, name) in
+            [(0x6f0a, "6f0a"), (i64::MAX, "7fffffffffffffff"), (-7, "-7"), (i64::MIN, "-8000000000000000")]
+        {
+            assert_eq!(lease_name(lease), name);
+        }
     }
 }

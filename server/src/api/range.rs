@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tally_mvcc::{RangeRequest, RangeResult, Scan, SortOrder, SortTarget, View};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::api::state::State;
@@ -166,7 +166,16 @@ pub(crate) async fn blocking<T: Send + 'static>(
     state: &State,
     read: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let permit = timeout(state.request_timeout, Arc::clone(&state.heavy_reads).acquire_owned())
+    blocking_in_turn(state, &state.heavy_reads, read).await
+}
+
+/// The same for work that has turns of its own.
+pub(crate) async fn blocking_in_turn<T: Send + 'static>(
+    state: &State,
+    turns: &Arc<Semaphore>,
+    read: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let permit = timeout(state.request_timeout, Arc::clone(turns).acquire_owned())
         .await
         .map_err(|_| ApiError::TooManyRequests)?
         .map_err(|_| ApiError::Stopped(Effect::None))?;

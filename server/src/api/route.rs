@@ -118,13 +118,18 @@ rpcs! {
     HealthWatch = "grpc.health.v1.Health" "Watch" ServerStream "health_watch" [];
 }
 
-/// True for the path of a request, in either form, whose answer may be long in coming.
+/// The RPC of the path of a JSON request: none if it is another path, and `Some(None)` if there is no such RPC.
+pub(super) fn json_route(path: &str) -> Option<Option<Route>> {
+    // `/v3beta/` is what the gateway was called before 3.4.
+    let name = path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/"))?;
+    Some(Route::of_json(name))
+}
+
+/// True for the path of a request, in either form, whose answer may be long in coming: it waits for other clients, or goes
+/// through all of the data.
 pub(crate) fn waits(path: &str) -> bool {
-    let route = match path.strip_prefix("/v3/") {
-        Some(path) => Route::of_json(path),
-        None => Route::of_grpc(path),
-    };
-    matches!(route, Some(Route::Lock | Route::Campaign))
+    let route = json_route(path).unwrap_or_else(|| Route::of_grpc(path));
+    matches!(route, Some(Route::Lock | Route::Campaign | Route::Defragment | Route::Hash | Route::HashKv))
 }
 
 impl Route {
@@ -153,6 +158,19 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(Route::of_json(path), route, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_may_take_long_is_known_in_every_form() {
+        for path in ["/v3/lock/lock", "/v3beta/election/campaign", "/v3electionpb.Election/Campaign"] {
+            assert!(waits(path), "{path}");
+        }
+        for path in ["/v3beta/maintenance/hashkv", "/etcdserverpb.Maintenance/Defragment"] {
+            assert!(waits(path), "{path}");
+        }
+        for path in ["/v3/kv/put", "/etcdserverpb.KV/Put", "/v3/v3beta/lock/lock", "lock/lock", "/", ""] {
+            assert!(!waits(path), "{path}");
         }
     }
 

@@ -70,6 +70,8 @@ pub(crate) struct State {
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) heavy_reads: Arc<Semaphore>,
     pub(crate) others: Others,
+    /// Whose turn it is to hash all keys. Who asks may ask again before that is done, and other reads go on meanwhile.
+    pub(crate) hashing: Arc<Semaphore>,
     /// Whose turn it is to defragment.
     pub(crate) defragment: Arc<Semaphore>,
     pub(crate) request_bytes_max: usize,
@@ -99,6 +101,7 @@ impl State {
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             others: Others::here(),
             heavy_reads: Arc::new(Semaphore::new(HEAVY_READS_MAX)),
+            hashing: Arc::new(Semaphore::new(1)),
             defragment: Arc::new(Semaphore::new(1)),
             request_bytes_max,
             body_bytes_max: preflight::body_bytes_max(request_bytes_max),

@@ -32,22 +32,30 @@ pub(super) fn check(state: &State, request: &HealthCheckRequest) -> Result<Bytes
     if request.service.is_empty() { Ok(message(status(state))) } else { Err(ProtocolError::NoSuchService.into()) }
 }
 
-/// The status now, and whenever it has changed.
+/// The status now, and whenever it has changed; not serving is the last that is heard of a server that stops.
 pub(super) fn watch(state: &Arc<State>, request: &HealthCheckRequest) -> Answers {
     let known = request.service.is_empty();
     let (state, changes) = (Arc::clone(state), state.status.clone());
     Box::pin(unfold((state, changes, None), move |(state, mut changes, told)| async move {
         loop {
-            let now = if known { status(&state) } else { ServingStatus::ServiceUnknown };
+            let stopping = state.lessor.is_stopping();
+            let now = match known {
+                false => ServingStatus::ServiceUnknown,
+                true if stopping => ServingStatus::NotServing,
+                true => status(&state),
+            };
             if told != Some(now) {
                 return Some((Ok(message(now)), (state, changes, Some(now))));
             }
-            if !known {
-                std::future::pending::<()>().await;
-            }
-            // An error is the end of the server.
-            if let Ok(Err(_)) = timeout(ALARM_INTERVAL, changes.changed()).await {
+            if stopping {
                 return None;
+            }
+            tokio::select! {
+                // An error is the end of the server.
+                changed = timeout(ALARM_INTERVAL, changes.changed()), if known => if let Ok(Err(_)) = changed {
+                    return None;
+                },
+                () = state.lessor.stopped() => {}
             }
         }
     }))

@@ -19,7 +19,16 @@ pub(super) async fn answer(state: &Arc<State>, call: Call) -> Response<Reply> {
     let admitted = call.admit(state);
     let Call { route, head, messages, running } = call;
     let answers = match admitted {
-        Ok(()) => begin(state, route, head.requires_leader, messages).await,
+        Ok(()) => {
+            let begun = begin(state, route, head.requires_leader, messages);
+            match head.deadline {
+                None => begun.await,
+                Some(deadline) => {
+                    let begun = tokio::time::timeout_at(deadline, begun).await;
+                    begun.unwrap_or(Err(ApiError::DeadlineExceeded(Effect::None)))
+                }
+            }
+        }
         Err(error) => Err(error),
     };
     match answers {

@@ -82,7 +82,7 @@ pub(crate) fn descriptor_limit() -> Option<usize> {
 }
 
 /// What a connection is told from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Order {
     Continue,
     /// Answer what still comes, saying that it was the last answer.
@@ -345,11 +345,21 @@ impl Connections {
                 continue;
             }
             watched.unchanged += elapsed;
-            if now.0.limit(&self.limits).is_some_and(|limit| watched.unchanged >= limit)
-                && watched.connection.order() != Order::Close
-            {
-                self.timed_out.fetch_add(1, Relaxed);
-                watched.connection.command(Order::Close);
+            let (phase, connection) = (now.0, &watched.connection);
+            if phase.limit(&self.limits).is_none_or(|limit| watched.unchanged < limit) {
+                continue;
+            }
+            // A client over HTTP/2 that may be about to ask for something is told before; if it is gone, that ends nothing.
+            let order = match phase {
+                Phase::Idle if connection.is_http2() && connection.order() < Order::Drain => Order::Drain,
+                _ => Order::Close,
+            };
+            if connection.order() < order {
+                if order == Order::Drain || connection.order() < Order::Drain {
+                    self.timed_out.fetch_add(1, Relaxed);
+                }
+                connection.command(order);
+                watched.unchanged = Duration::ZERO;
             }
         }
     }
@@ -458,6 +468,19 @@ mod tests {
         let connection = Arc::clone(&place.connection);
         assert_eq!(closed_after(&all, &connection, || connection.begin().respond()), None);
         assert_eq!(closed_after(&all, &connection, || ()), Some(600));
+    }
+
+    #[test]
+    fn an_idle_client_over_http2_is_told_before_it_is_closed() {
+        let all = all(9);
+        let place = all.admit().unwrap();
+        let connection = Arc::clone(&place.connection);
+        connection.on_read(true);
+        let mut told_after = 0;
+        let closed =
+            closed_after(&all, &connection, || told_after += u64::from(connection.order() == Order::Continue) * 5);
+        assert_eq!((told_after, closed), (605, Some(1_205)));
+        assert_eq!(all.timed_out(), 1);
     }
 
     #[test]

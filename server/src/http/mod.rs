@@ -20,6 +20,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use socket2::TcpKeepalive;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -35,6 +36,10 @@ pub(crate) use takeover::Takeover;
 
 /// Pause after a connection could not be accepted, for example because no file descriptor was left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A client that has been silent is asked whether it is still there, by its system, which answers by itself.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
 
 /// What a peer may send before it has to wait for this member to take it: one stream, and all of a connection.
 const PEER_STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -94,6 +99,8 @@ impl Http {
                     Ok((stream, _)) => {
                         // Answers are written whole: waiting for more to send would only delay them.
                         let _ = stream.set_nodelay(true);
+                        // A client whose machine is gone says nothing; a stream that waits for changes would not notice.
+                        let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
                         self.accept_tcp(stream, &front);
                     }
                     Err(error) => pause(error).await,

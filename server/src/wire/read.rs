@@ -350,7 +350,7 @@ fn integer(text: &[u8]) -> Option<i64> {
         return format!("{digits}{}", "0".repeat(zeros)).parse().ok();
     }
     // Fraction digits are left: whole only if the mantissa ends in enough zeros, which a written fraction never does.
-    let drop = usize::try_from(-exponent).ok().filter(|drop| *drop < digits.len())?;
+    let drop = usize::try_from(exponent.unsigned_abs()).ok().filter(|drop| *drop < digits.len())?;
     let (kept, dropped) = digits.split_at(digits.len() - drop);
     if dropped.bytes().all(|byte| byte == b'0') { kept.parse().ok() } else { None }
 }
@@ -455,6 +455,14 @@ mod tests {
         }
         for text in ["1e19", "1e99999999999999999999", "1e-1", "-1.000001", "12e-2"] {
             assert!(int(text).is_err(), "{text}");
+        }
+        // Exponents at the ends of 64 bits, where counting with them goes beyond.
+        for exponent in [i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1] {
+            for mantissa in ["1", "1.5", "-10.25"] {
+                let text = format!("{mantissa}e{exponent}");
+                assert!(int(&text).is_err(), "{text}");
+                assert!(int(&format!("\"{text}\"")).is_err(), "{text}");
+            }
         }
     }
 

@@ -19,7 +19,7 @@ mod socket;
 mod streams;
 
 pub(crate) use lines::watch;
-pub(crate) use session::{Filled, Response, Session};
+pub(crate) use session::{Filled, Response, Session, read_history};
 pub(crate) use socket::socket;
 pub(crate) use streams::{Place, Watches, monitor};
 

@@ -205,7 +205,7 @@ impl Session {
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 },
                 Poll::Ready(Step::Read(history)) => {
-                    self.history = Some(Box::pin(read(Arc::clone(&self.state), history)))
+                    self.history = Some(Box::pin(read_history(Arc::clone(&self.state), history)))
                 }
                 Poll::Ready(Step::Closed) => {
                     // A state that was received from the leader has taken its place; or the node has stopped.
@@ -301,8 +301,8 @@ impl Session {
     }
 }
 
-/// Reads a piece of history on a thread that may block.
-async fn read(state: Arc<State>, history: tally_mvcc::History) -> Result<HistoryRead, ApiError> {
+/// Reads a piece of history on a thread that may block. So many are read at a time; the others wait.
+pub(crate) async fn read_history(state: Arc<State>, history: tally_mvcc::History) -> Result<HistoryRead, ApiError> {
     let permit = Arc::clone(&state.watches.history_reads).acquire_owned().await;
     let permit = permit.map_err(|_| ApiError::Stopped(Effect::None))?;
     let read = move || {

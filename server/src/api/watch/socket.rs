@@ -65,6 +65,20 @@ async fn serve(mut session: Session, mut socket: WebSocket, running: Running) {
 /// Serves until either side ends it; the error is for the client.
 async fn exchange(session: &mut Session, socket: &mut WebSocket, objects: &mut Objects) -> Option<ApiError> {
     loop {
+        // One after the other, each with what it has to say: a message may hold any number of them.
+        while session.is_ready() {
+            match objects.next::<WatchMessage>() {
+                Ok(None) if objects.pending() > session.state().body_bytes_max => {
+                    return Some(ApiError::BodyTooLarge { limit: session.state().body_bytes_max });
+                }
+                Ok(None) => break,
+                Ok(Some(request)) => {
+                    session.state().metrics.received(Route::Watch, 0);
+                    session.accept(request);
+                }
+                Err(error) => return Some(error.into()),
+            }
+        }
         let message = tokio::select! {
             biased;
             response = poll_fn(|cx| session.poll_response(cx)) => match response {
@@ -99,19 +113,6 @@ async fn exchange(session: &mut Session, socket: &mut WebSocket, objects: &mut O
             Some(Ok(Message::Binary(bytes))) => objects.extend(&bytes),
             // Answered by the library.
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-        }
-        loop {
-            match objects.next::<WatchMessage>() {
-                Ok(None) => break,
-                Ok(Some(request)) => {
-                    session.state().metrics.received(Route::Watch, 0);
-                    session.accept(request);
-                }
-                Err(error) => return Some(error.into()),
-            }
-        }
-        if objects.pending() > session.state().body_bytes_max {
-            return Some(ApiError::BodyTooLarge { limit: session.state().body_bytes_max });
         }
     }
 }

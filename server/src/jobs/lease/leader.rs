@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tally_apply::{Command, Rejection, Reply};
+use tally_lease::ExpiryQueue;
 use tally_raftnode::EncodedCommand;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -85,9 +86,11 @@ impl Lessor {
             // Before the look at the table: what happens between the two is heard as well.
             reads.listen_to_leases(true);
             let leases = reads.leases();
+            // Not under the lock, for which renewals wait where they are answered.
+            let mut queue = ExpiryQueue::new();
+            queue.promote(leases.iter(), lessor.clock.begin_ms(), lessor.promotion);
             let mut state = lessor.lock();
-            state.queue.promote(leases.iter(), lessor.clock.begin_ms(), lessor.promotion);
-            state.office = Some((term, reads));
+            (state.queue, state.office) = (queue, Some((term, reads)));
             leases.len()
         });
         let Ok(leases) = filled.await else { return false };
@@ -101,7 +104,7 @@ impl Lessor {
         let now_ms = self.clock.now_ms();
         {
             let mut state = self.lock();
-            state.follow(self.clock.begin_ms());
+            state.follow(&self.clock);
             if !state.queue.any_expired(now_ms) {
                 return;
             }
@@ -114,13 +117,13 @@ impl Lessor {
                 return;
             }
             // By a clock read now: what was granted while leadership was confirmed has its whole time ahead.
-            state.follow(self.clock.begin_ms());
+            state.follow(&self.clock);
             state.queue.expired(now_ms, EXPIRIES_PER_TICK)
         };
         for ids in ended.chunks(EXPIRIES_PER_COMMAND) {
             self.expire(term, ids).await;
         }
-        self.lock().follow(self.clock.begin_ms());
+        self.lock().follow(&self.clock);
         self.turn();
     }
 
@@ -172,7 +175,7 @@ impl Lessor {
         {
             let mut state = self.lock();
             if state.term() == Some(term) {
-                state.follow(self.clock.begin_ms());
+                state.follow(&self.clock);
                 state.queue.settle(notes.iter().map(|(id, _)| *id));
             }
         }
@@ -187,25 +190,31 @@ impl Lessor {
     }
 
     /// Notes what is left of every lease, for whoever leads next: to be called before leadership is handed over or the
-    /// process ends. It takes a moment; if it takes too long, the next leader starts from older notes.
-    pub(crate) async fn note_all(&self) {
-        let noting = async {
+    /// process ends. It takes a moment; if it takes too long, or nobody waits for it any more, the next leader starts from
+    /// older notes.
+    pub(crate) async fn note_all(self: &Arc<Self>) {
+        let wanted = Arc::new(());
+        let (lessor, still_wanted) = (Arc::clone(self), Arc::downgrade(&wanted));
+        // Beside the caller, who may go at any moment: notes on their way have to be seen to their end, as nobody renews
+        // these leases until then.
+        let noting = tokio::spawn(async move {
             let mut after = None;
-            loop {
-                let now_ms = self.clock.now_ms();
+            while still_wanted.strong_count() > 0 {
+                let now_ms = lessor.clock.now_ms();
                 let (term, notes) = {
-                    let mut state = self.lock();
+                    let mut state = lessor.lock();
                     let Some(term) = state.term() else { return };
-                    state.follow(self.clock.begin_ms());
+                    state.follow(&lessor.clock);
                     (term, state.queue.all_notes(now_ms, after, NOTES_PER_COMMAND))
                 };
                 let Some((last, _)) = notes.last() else { return };
                 after = Some(*last);
-                self.note(term, &notes).await;
+                lessor.note(term, &notes).await;
             }
-        };
+        });
         if timeout(HAND_OVER_PATIENCE, noting).await.is_err() {
             tracing::warn!("not all leases were checkpointed before handing leadership over");
         }
+        drop(wanted);
     }
 }

@@ -68,13 +68,17 @@ struct State {
 }
 
 impl State {
-    /// Brings the queue up to date with the table; what is new in it begins at `from_ms`, which is now.
-    fn follow(&mut self, from_ms: u64) {
+    /// Brings the queue up to date with the table; what is new in it begins now.
+    fn follow(&mut self, clock: &Clock) {
         let Some((_, reads)) = &self.office else { return };
         let Ok(changes) = reads.take_lease_changes() else {
-            self.queue.resync(reads.leases().iter(), from_ms);
+            self.queue.resync(reads.leases().iter(), clock.begin_ms());
             return;
         };
+        if changes.is_empty() {
+            return;
+        }
+        let from_ms = clock.begin_ms();
         for change in changes {
             match change {
                 LeaseChange::Granted { id, lease } => self.queue.granted(id, lease, from_ms),
@@ -126,6 +130,11 @@ impl Lessor {
     pub(crate) async fn stopped(&self) {
         // The sender is part of `self`: an error is not possible, and would mean the same.
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
+    /// Whether the server stops.
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
     }
 
     /// Renewals that succeeded here, on the leader.

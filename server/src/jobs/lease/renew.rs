@@ -55,26 +55,25 @@ impl From<AskError> for RenewError {
 
 type Answer = oneshot::Sender<Result<i64, RenewError>>;
 
-/// A renewal that is on its way. It resolves to the time to live in seconds, or to 0 if there is no such lease (any more).
-pub(crate) struct Renewing {
-    pub(crate) since: Instant,
-    state: Progress,
-}
+/// A renewal that is on its way. It resolves to the time to live in seconds, or to 0 if there is no such lease (any more); or to
+/// the error, and when the renewal was asked for.
+pub(crate) struct Renewing(Progress);
 
 enum Progress {
     Done(i64),
-    Asked(oneshot::Receiver<Result<i64, RenewError>>),
+    Asked(Instant, oneshot::Receiver<Result<i64, RenewError>>),
 }
 
 impl Future for Renewing {
-    type Output = Result<i64, RenewError>;
+    type Output = Result<i64, (RenewError, Instant)>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.state {
+        match &mut self.0 {
             Progress::Done(seconds) => Poll::Ready(Ok(*seconds)),
-            Progress::Asked(answer) => {
-                Pin::new(answer).poll(cx).map(|answer| answer.unwrap_or(Err(RenewError::Stopped)))
-            }
+            Progress::Asked(since, answer) => Pin::new(answer).poll(cx).map(|answer| {
+                let renewed = answer.unwrap_or(Err(RenewError::Stopped));
+                renewed.map_err(|error| (error, *since))
+            }),
         }
     }
 }
@@ -168,13 +167,13 @@ impl Lessor {
     /// It fails by itself if it takes too long: a leader is asked for no longer than a request may take, and nobody who has
     /// waited for that long already is asked for.
     pub(crate) fn renew(&self, id: i64) -> Renewing {
-        let since = Instant::now();
         if let Some(seconds) = self.renew_at_once(id) {
-            return Renewing { since, state: Progress::Done(seconds) };
+            return Renewing(Progress::Done(seconds));
         }
+        let since = Instant::now();
         let (answer, answered) = oneshot::channel();
         self.quick.join(Waiting { id, since, answer });
-        Renewing { since, state: Progress::Asked(answered) }
+        Renewing(Progress::Asked(since, answered))
     }
 
     /// Renews here and now, where nobody else is to be asked and nothing to be waited for.
@@ -246,7 +245,7 @@ impl Lessor {
         if state.term() != Some(term) {
             return None;
         }
-        state.follow(self.clock.begin_ms());
+        state.follow(&self.clock);
         let leases = state.office.as_ref()?.1.leases();
         let (mut noted, mut count) = (Vec::new(), 0);
         for (id, one) in ids.iter().zip(renewed).filter(|(_, one)| **one == Renewed::Later) {
@@ -277,7 +276,7 @@ impl Lessor {
         if state.term() != Some(term) {
             return None;
         }
-        state.follow(self.clock.begin_ms());
+        state.follow(&self.clock);
         let Some(lease) = state.office.as_ref()?.1.leases().get(id) else { return Some(-1) };
         // What the queue has not heard of was granted this very moment.
         Some(state.queue.time_to_live(id, now_ms).unwrap_or(lease.granted_s))

@@ -3,17 +3,20 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::grpc::proto::health::HealthCheckRequest;
 use common::grpc::proto::health::health_client::HealthClient;
-use common::grpc::{Direct, block_on, clients, from, get, pb, put, refused};
+use common::grpc::proto::v3electionpb::LeaderRequest;
+use common::grpc::proto::v3electionpb::election_client::ElectionClient;
+use common::grpc::{Direct, block_on, clients, from, get, origin, pb, put, refused};
 use common::{directory, launch, metric, start};
 use tokio::task::JoinSet;
+use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 /// Calls a path with an empty message.
@@ -125,6 +128,47 @@ fn deadlines_are_kept_and_wrong_ones_refused() {
         let mut request = Request::new(get("a"));
         request.set_timeout(Duration::from_secs(30));
         kv.range(request).await.unwrap();
+    });
+}
+
+/// With what a stream ends that nobody ends, whatever it says before.
+async fn end<T>(mut answers: Streaming<T>) -> Code {
+    loop {
+        match answers.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Code::Ok,
+            Err(status) => return status.code(),
+        }
+    }
+}
+
+#[test]
+fn streams_end_with_their_deadline_although_nothing_happens() {
+    const DEADLINE: Duration = Duration::from_millis(300);
+    fn brief<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(DEADLINE);
+        request
+    }
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    block_on(async {
+        let (direct, origin) = (Direct::connect(&tally).await, origin(&tally));
+        let began = Instant::now();
+        let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let union = Some(pb::watch_request::RequestUnion::CreateRequest(create));
+        let requests = tokio_stream::once(pb::WatchRequest { request_union: union }).chain(tokio_stream::pending());
+        let mut watches = pb::watch_client::WatchClient::with_origin(direct.clone(), origin.clone());
+        let watch = watches.watch(brief(requests)).await.unwrap().into_inner();
+        let mut leases = pb::lease_client::LeaseClient::with_origin(direct.clone(), origin.clone());
+        let renewals = leases.lease_keep_alive(brief(tokio_stream::pending())).await.unwrap().into_inner();
+        let mut elections = ElectionClient::with_origin(direct.clone(), origin.clone());
+        let observed = elections.observe(brief(LeaderRequest { name: "e".into() })).await.unwrap().into_inner();
+        let mut health = HealthClient::with_origin(direct, origin);
+        let told = health.watch(brief(HealthCheckRequest::default())).await.unwrap().into_inner();
+        let ends = [end(watch).await, end(renewals).await, end(observed).await, end(told).await];
+        assert_eq!(ends, [Code::DeadlineExceeded; 4]);
+        assert!(began.elapsed() >= DEADLINE, "{:?}", began.elapsed());
     });
 }
 

@@ -11,7 +11,7 @@ use common::grpc::proto::v3electionpb::election_client::ElectionClient;
 use common::grpc::proto::v3electionpb::{CampaignRequest, LeaderRequest, ResignRequest};
 use common::grpc::proto::v3lockpb::lock_client::LockClient;
 use common::grpc::proto::v3lockpb::{LockRequest, UnlockRequest};
-use common::grpc::{Direct, block_on, clients, from, get, pb, put, refused};
+use common::grpc::{Direct, block_on, clients, from, get, origin, pb, put, refused};
 use tonic::{Code, Request};
 
 /// A lease that outlives the test.
@@ -81,6 +81,28 @@ fn who_wants_a_leader_hears_that_there_is_none() {
     block_on(async {
         let mut kv = clients(cluster.node(kept)).kv;
         kv.range(with(get("a"), "hasleader", "true")).await.unwrap();
+    });
+}
+
+/// Alone it cannot know whether somebody else has been elected.
+#[test]
+fn a_member_without_a_quorum_does_not_tell_who_was_elected() {
+    let mut cluster = Cluster::with(2, &["--heartbeat-interval=50", "--election-timeout=500"]);
+    let (leader, kept) = (cluster.leader(), cluster.follower());
+    let named = || LeaderRequest { name: "e".into() };
+    block_on(async {
+        let mut elections = ElectionClient::new(cluster.node(kept).channel());
+        let campaign = CampaignRequest { name: "e".into(), lease: 0, value: "v".into() };
+        elections.campaign(campaign).await.unwrap();
+        assert_eq!(elections.leader(named()).await.unwrap().into_inner().kv.unwrap().value, "v");
+        cluster.kill(leader);
+        let node = cluster.node(kept);
+        let mut elections = ElectionClient::with_origin(Direct::connect(node).await, origin(node));
+        let status = elections.leader(with(named(), "grpc-timeout", "400m")).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        let observed = elections.observe(with(named(), "grpc-timeout", "400m")).await.unwrap();
+        let status = observed.into_inner().message().await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     });
 }
 

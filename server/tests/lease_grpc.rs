@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::cluster::eventually;
+use common::cluster::{Cluster, eventually};
 use common::grpc::pb::lease_client::LeaseClient;
 use common::grpc::{block_on, clients, get, pb, put, refused};
 use common::{Tally, directory, start};
@@ -159,22 +159,25 @@ fn streams_do_not_hold_up_a_stop() {
 }
 
 #[test]
-fn a_stream_that_wants_a_leader_is_refused_without_one() {
-    let mut cluster = common::cluster::Cluster::start(3);
-    let left = cluster.leader();
+fn a_stream_that_wants_a_leader_is_refused_without_one_and_others_go_on() {
+    let cluster = Cluster::with(2, &["--heartbeat-interval=50", "--election-timeout=500"]);
+    let (left, other) = (cluster.leader(), cluster.follower());
     block_on(async {
         let mut client = client(cluster.node(left));
         grant(&mut client, 1, 60).await;
+        let mut patient = Stream::open(&mut client).await;
+        assert_eq!(patient.renew(1).await.ttl, 60);
         let (ask, requests) = mpsc::channel(16);
         let mut request = Request::new(ReceiverStream::new(requests));
         request.metadata_mut().insert("hasleader", "true".parse().unwrap());
         let mut answers = client.lease_keep_alive(request).await.unwrap().into_inner();
         ask.send(pb::LeaseKeepAliveRequest { id: 1 }).await.unwrap();
         assert_eq!(answers.next().await.unwrap().unwrap().ttl, 60);
-        for at in (0..3).filter(|at| *at != left) {
-            cluster.kill(at);
-        }
+        cluster.node(other).signal("STOP");
         let ended = answers.next().await.unwrap().unwrap_err();
         assert_eq!((ended.code(), ended.message()), (Code::Unavailable, "etcdserver: no leader"));
+        cluster.node(other).signal("CONT");
+        cluster.leader();
+        assert_eq!(patient.renew(1).await.ttl, 60, "it did not ask to hear of it");
     });
 }

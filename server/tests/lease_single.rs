@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -251,8 +252,16 @@ fn row_55_many_leases_end_together_beside_puts() {
 
 #[test]
 fn a_restart_keeps_leases_their_keys_and_what_was_left_of_them() {
+    // One command notes what is left of 500.
+    const MORE: RangeInclusive<i64> = 1_001..=1_520;
     let dir = directory();
     let tally = start(dir.path());
+    let mut client = tally.connect();
+    for id in MORE {
+        let body = json!({"ID": id, "TTL": 60}).to_string();
+        assert_eq!(client.request("POST", "/v3/lease/grant", &body).status, 200);
+    }
+    drop(client);
     grant(&tally, 7, 60);
     grant(&tally, 8, 60);
     put_leased(&tally, "k", 7);
@@ -263,8 +272,10 @@ fn a_restart_keeps_leases_their_keys_and_what_was_left_of_them() {
     let tally = start(dir.path());
     // Seven seconds have passed, and a new leader adds an election timeout; on a busy machine it may have heard of the
     // grant late.
-    let left = time_to_live(&tally, 7);
-    assert!(left <= 60 - 7 + 1 + 3, "{left}");
+    for id in [7, *MORE.end()] {
+        let left = time_to_live(&tally, id);
+        assert!((0..=60 - 7 + 1 + 3).contains(&left), "{left} s are left of lease {id}");
+    }
     assert!(time_to_live(&tally, 8) >= 60 - asked.elapsed().as_secs() as i64 - 1);
     assert_eq!(keep_alive(&tally, &[7])[0]["TTL"], "60", "what was noted is cleared");
     assert!(time_to_live(&tally, 7) >= 55);
@@ -273,6 +284,23 @@ fn a_restart_keeps_leases_their_keys_and_what_was_left_of_them() {
     assert!(time_to_live(&tally, 7) >= 55, "a renewal is not forgotten for an older note");
     tally.ok("/v3/lease/revoke", &json!({"ID": 7}));
     assert_eq!(tally.value("k"), None, "attached as before");
+    tally.stop();
+}
+
+#[test]
+fn a_lease_that_may_not_end_under_an_alarm_ends_after_it() {
+    let dir = directory();
+    let mut tally = start(dir.path());
+    grant(&tally, 7, 2);
+    put_leased(&tally, "k", 7);
+    let alarm = |tally: &Tally, action: &str| {
+        tally.ok("/v3/maintenance/alarm", &json!({"action": action, "memberID": "1", "alarm": "CORRUPT"}))
+    };
+    alarm(&tally, "ACTIVATE");
+    tally.wait_for("leases were not expired");
+    alarm(&tally, "DEACTIVATE");
+    eventually("it ends all the same", || (time_to_live(&tally, 7) == -1).then_some(()));
+    assert_eq!(tally.value("k"), None);
     tally.stop();
 }
 

@@ -6,10 +6,16 @@ mod common;
 use std::path::Path;
 
 use common::cluster::{Cluster, eventually};
+use common::grpc::proto::v3electionpb::election_client::ElectionClient;
+use common::grpc::proto::v3electionpb::{CampaignRequest, LeaderRequest};
+use common::grpc::{block_on, pb, refused};
+use common::watch::{JsonWatch, Socket, key};
 use common::{Answer, Tally, base64, directory, start};
 use serde_json::{Value, json};
 use tally_apply::{AlarmAction, AlarmCommand, AlarmKind, Command};
 use tally_raftnode::{Config, EncodedCommand, Node, StorageOptions, open_storage};
+use tokio_stream::StreamExt as _;
+use tonic::Code;
 
 /// Cluster and member id, as the server says them.
 fn ids(tally: &Tally) -> (u64, u64) {
@@ -91,6 +97,48 @@ fn a_corrupt_alarm_refuses_reads_and_writes_until_it_is_cleared() {
     assert_eq!(tally.get("/health").status, 200);
     assert_eq!(tally.value("k").as_deref(), Some("v"), "a refused write was carried out");
     assert_eq!(tally.put("k", "w"), revision + 1, "a refused request took a revision");
+    tally.stop();
+}
+
+/// Whoever waits asks nothing that could be refused, so the alarm itself has to be heard.
+#[test]
+fn a_corrupt_alarm_ends_streams_on_which_nothing_happens() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    // Over a connection of its own: nothing comes to those of the streams.
+    let alarm = |action: &str| {
+        tally.ok("/v3/maintenance/alarm", &json!({"action": action, "memberID": "1", "alarm": "CORRUPT"}))
+    };
+    let mut lines = JsonWatch::on(&tally.address, key("k"));
+    let mut socket = Socket::open(&tally.address);
+    socket.send(&json!({"create_request": key("k")}));
+    assert_eq!(socket.json()["result"]["created"], true);
+    let text = "etcdserver: corrupt cluster";
+    block_on(async {
+        let channel = tally.channel();
+        let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let union = Some(pb::watch_request::RequestUnion::CreateRequest(create));
+        let requests = tokio_stream::once(pb::WatchRequest { request_union: union }).chain(tokio_stream::pending());
+        let mut watches = pb::watch_client::WatchClient::new(channel.clone());
+        let mut watch = watches.watch(requests).await.unwrap().into_inner();
+        assert!(watch.message().await.unwrap().unwrap().created);
+        let mut elections = ElectionClient::new(channel);
+        let campaign = CampaignRequest { name: "e".into(), lease: 0, value: "v".into() };
+        elections.campaign(campaign).await.unwrap();
+        let mut observed = elections.observe(LeaderRequest { name: "e".into() }).await.unwrap().into_inner();
+        assert_eq!(observed.message().await.unwrap().unwrap().kv.unwrap().value, "v");
+        alarm("ACTIVATE");
+        refused(watch.message().await, Code::DataLoss, text);
+        refused(observed.message().await, Code::Unknown, text);
+    });
+    for error in [lines.error(), socket.json()["error"].clone()] {
+        assert_eq!((&error["code"], &error["message"]), (&json!(15), &json!(text)));
+    }
+    // Those that come after it are not ended by it.
+    alarm("DEACTIVATE");
+    let mut lines = JsonWatch::on(&tally.address, key("k"));
+    let revision = tally.put("k", "1");
+    assert_eq!(lines.changes(1), [(revision, "k".to_owned(), Some("1".to_owned()))]);
     tally.stop();
 }
 

@@ -142,6 +142,11 @@ fn who_wants_a_leader_hears_that_there_is_none_and_others_go_on() {
     gone.iter().for_each(|at| cluster.spawn(*at));
     let revision = cluster.node(kept).put("k", "1");
     assert_eq!(other.changes(1), [(revision, "k".to_owned(), Some("1".to_owned()))]);
+    // What is over is not held against streams that come later.
+    let mut later = JsonWatch::open_with(&address, "grpc-metadata-hasleader: true\r\n", &request);
+    assert_eq!(later.result()["created"], true);
+    let revision = cluster.node(kept).put("k", "2");
+    assert_eq!(later.changes(1), [(revision, "k".to_owned(), Some("2".to_owned()))]);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::grpc::{block_on, clients, pb, put};
+use common::cluster::Cluster;
+use common::grpc::{block_on, clients, pb, put, refused};
 use common::{Tally, directory, launch, start};
 use pb::watch_request::RequestUnion;
 use tokio::sync::mpsc;
@@ -172,6 +173,26 @@ fn a_stop_is_told_in_the_status() {
     tally.stop();
     let status = runtime.block_on(ended).unwrap().unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: server stopped"));
+}
+
+#[test]
+fn who_wants_a_leader_hears_that_there_is_none_and_others_go_on() {
+    let mut cluster = Cluster::with(2, &["--heartbeat-interval=50", "--election-timeout=500"]);
+    let (leader, kept) = (cluster.leader(), cluster.follower());
+    block_on(async {
+        let channel = cluster.node(kept).channel();
+        let wants_leader = [("hasleader", "true")];
+        let mut wants = Watch::try_open(&channel, &wants_leader).await.unwrap();
+        wants.create(on("k")).await;
+        let mut other = Watch::open(&channel).await;
+        other.create(on("k")).await;
+        cluster.kill(leader);
+        let text = "etcdserver: no leader";
+        refused(wants.responses.message().await, Code::Unavailable, text);
+        // While there is none, such a stream is refused at once.
+        refused(Watch::try_open(&channel, &wants_leader).await.map(drop), Code::Unavailable, text);
+        other.create(on("l")).await;
+    });
 }
 
 #[test]

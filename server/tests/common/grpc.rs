@@ -58,12 +58,21 @@ impl Tally {
 pub struct Direct(SendRequest<Body>);
 
 impl Direct {
-    pub async fn kv(tally: &Tally) -> KvClient<Direct> {
+    pub async fn connect(tally: &Tally) -> Direct {
         let socket = TcpStream::connect(&tally.address).await.unwrap();
         let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(socket)).await.unwrap();
         tokio::spawn(connection);
-        KvClient::with_origin(Direct(send), format!("http://{}", tally.address).parse().unwrap())
+        Direct(send)
     }
+
+    pub async fn kv(tally: &Tally) -> KvClient<Direct> {
+        KvClient::with_origin(Direct::connect(tally).await, origin(tally))
+    }
+}
+
+/// What a client over such a connection has to be told, which a channel knows.
+pub fn origin(tally: &Tally) -> http::Uri {
+    format!("http://{}", tally.address).parse().unwrap()
 }
 
 impl Service<http::Request<Body>> for Direct {

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::cluster::Cluster;
+use common::grpc::proto::health::HealthCheckRequest;
+use common::grpc::proto::health::health_check_response::ServingStatus;
+use common::grpc::proto::health::health_client::HealthClient;
 use common::grpc::proto::v3electionpb::election_client::ElectionClient;
 use common::grpc::proto::v3electionpb::{CampaignRequest, LeaderRequest, ResignRequest};
 use common::grpc::proto::v3lockpb::lock_client::LockClient;
@@ -103,6 +106,25 @@ fn a_member_without_a_quorum_does_not_tell_who_was_elected() {
         let observed = elections.observe(with(named(), "grpc-timeout", "400m")).await.unwrap();
         let status = observed.into_inner().message().await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    });
+}
+
+#[test]
+fn health_tells_whether_there_is_a_leader() {
+    let mut cluster = Cluster::with(3, &["--heartbeat-interval=50", "--election-timeout=500"]);
+    let kept = cluster.follower();
+    let others: Vec<usize> = (0..3).filter(|at| *at != kept).collect();
+    block_on(async {
+        let mut health = HealthClient::new(cluster.node(kept).channel());
+        let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+        let mut told = async || watch.message().await.unwrap().unwrap().status();
+        assert_eq!(told().await, ServingStatus::Serving);
+        others.iter().for_each(|at| cluster.kill(*at));
+        assert_eq!(told().await, ServingStatus::NotServing);
+        let checked = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+        assert_eq!(checked.status(), ServingStatus::NotServing);
+        others.iter().for_each(|at| cluster.spawn(*at));
+        assert_eq!(told().await, ServingStatus::Serving);
     });
 }
 

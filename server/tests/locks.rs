@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::io::BufRead as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +10,9 @@ use common::grpc::proto::v3electionpb::election_client::ElectionClient;
 use common::grpc::proto::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest};
 use common::grpc::proto::v3lockpb::lock_client::LockClient;
 use common::grpc::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest};
-use common::grpc::{block_on, clients, from, pb, refused};
+use common::grpc::{block_on, clients, from, pb, put, refused};
 use common::{Tally, base64, directory, start};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -47,8 +46,14 @@ type Waiting = JoinHandle<Result<LockResponse, Status>>;
 
 /// Waits for a lock in the background; returns once its key is the last of so many.
 async fn wait(tally: &Tally, locks: &LockClient<Channel>, count: usize) -> (Waiting, Bytes) {
+    wait_with(tally, locks, 0, count).await
+}
+
+/// The same with a lease that there is already.
+async fn wait_with(tally: &Tally, locks: &LockClient<Channel>, lease: i64, count: usize) -> (Waiting, Bytes) {
     let mut locks = locks.clone();
-    let waiting = tokio::spawn(async move { Ok(locks.lock(lock_request("l")).await?.into_inner()) });
+    let request = LockRequest { lease, ..lock_request("l") };
+    let waiting = tokio::spawn(async move { Ok(locks.lock(request).await?.into_inner()) });
     let key = keys(tally, "l/", count).await.pop().unwrap();
     (waiting, key)
 }
@@ -70,6 +75,10 @@ fn a_lock_goes_from_hand_to_hand_in_the_order_of_arrival() {
         let (second, second_key) = wait(&tally, &locks, 2).await;
         let (third, third_key) = wait(&tally, &locks, 3).await;
         assert!(!second.is_finished() && !third.is_finished());
+        // Whoever has it gets a token that is newer than the keys of those who wait, and still older than their tokens.
+        clients(&tally).kv.put(put("other", "1")).await.unwrap();
+        let newer = locks.lock(LockRequest { lease, ..lock_request("l") }).await.unwrap().into_inner();
+        assert_eq!(newer.key, first.key);
         locks.unlock(UnlockRequest { key: first.key.clone() }).await.unwrap();
         let second = second.await.unwrap().unwrap();
         assert_eq!(second.key, second_key);
@@ -77,8 +86,8 @@ fn a_lock_goes_from_hand_to_hand_in_the_order_of_arrival() {
         delete(&tally, &second_key).await;
         let third = third.await.unwrap().unwrap();
         assert_eq!(third.key, third_key);
-        let tokens = [first, second, third].map(|locked| locked.header.unwrap().revision);
-        assert!(tokens[0] < tokens[1] && tokens[1] < tokens[2], "fencing tokens grow: {tokens:?}");
+        let tokens = [first, newer, second, third].map(|locked| locked.header.unwrap().revision);
+        assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "fencing tokens grow: {tokens:?}");
     });
 }
 
@@ -94,6 +103,31 @@ fn who_loses_its_lease_while_it_waits_does_not_get_the_lock() {
         locks.unlock(UnlockRequest { key: held.key }).await.unwrap();
         refused(waiting.await.unwrap(), Code::Unknown, "mutex: session is expired");
         keys(&tally, "l/", 0).await;
+    });
+}
+
+#[test]
+fn who_waits_does_not_take_a_younger_key_of_the_same_name_for_its_own() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    block_on(async {
+        let mut leases = pb::lease_client::LeaseClient::new(tally.channel());
+        let lease = leases.lease_grant(pb::LeaseGrantRequest { ttl: 600, id: 0 }).await.unwrap().into_inner().id;
+        let mut locks = LockClient::new(tally.channel());
+        let held = locks.lock(lock_request("l")).await.unwrap().into_inner();
+        let (lost, key) = wait_with(&tally, &locks, lease, 2).await;
+        delete(&tally, &key).await;
+        let (next, next_key) = wait(&tally, &locks, 2).await;
+        let (last, last_key) = wait_with(&tally, &locks, lease, 3).await;
+        assert_eq!(last_key, key);
+        locks.unlock(UnlockRequest { key: held.key }).await.unwrap();
+        refused(lost.await.unwrap(), Code::Unknown, "mutex: session is expired");
+        assert_eq!(next.await.unwrap().unwrap().key, next_key);
+        // Who lost its key has left that of the other request alone.
+        assert_eq!(keys(&tally, "l/", 2).await, [next_key.clone(), key.clone()]);
+        assert!(!last.is_finished(), "two hold the lock");
+        locks.unlock(UnlockRequest { key: next_key }).await.unwrap();
+        assert_eq!(last.await.unwrap().unwrap().key, key);
     });
 }
 
@@ -156,7 +190,10 @@ fn leaders_follow_one_another() {
         assert_eq!(leader.rev, elected.header.unwrap().revision);
         let mut told = async || {
             let answer = observed.message().await.unwrap().unwrap();
-            (String::from_utf8(answer.kv.unwrap().value.to_vec()).unwrap(), answer.header.unwrap().revision)
+            let kv = answer.kv.unwrap();
+            // Whatever it says, it goes when its lease does.
+            assert_eq!(kv.key, format!("e/{:x}", kv.lease));
+            (String::from_utf8(kv.value.to_vec()).unwrap(), answer.header.unwrap().revision)
         };
         assert_eq!(told().await, ("v".to_owned(), leader.rev));
         // Another campaign of the same lease changes what it says.
@@ -214,21 +251,38 @@ fn a_candidate_that_loses_its_lease_is_not_elected() {
 }
 
 #[test]
-fn an_election_is_observed_over_json_line_by_line() {
+fn a_candidate_that_stops_waiting_leaves_the_queue() {
     let root = directory();
     let tally = start(&root.path().join("d"));
-    let body = json!({"name": base64("e")}).to_string();
+    block_on(async {
+        let mut elections = ElectionClient::new(tally.channel());
+        let campaign = || CampaignRequest { name: "e".into(), lease: 0, value: "v".into() };
+        let leader = elections.campaign(campaign()).await.unwrap().into_inner().leader;
+        let stand = async |count| {
+            let mut elections = elections.clone();
+            let waiting = tokio::spawn(async move { elections.campaign(campaign()).await });
+            (waiting, keys(&tally, "e/", count).await.pop().unwrap())
+        };
+        let (given_up, _) = stand(2).await;
+        let (waiting, key) = stand(3).await;
+        given_up.abort();
+        keys(&tally, "e/", 2).await;
+        elections.resign(ResignRequest { leader }).await.unwrap();
+        assert_eq!(waiting.await.unwrap().unwrap().into_inner().leader.unwrap().key, key);
+    });
+}
+
+#[test]
+fn an_election_is_observed_over_json_line_by_line() {
+    let root = directory();
+    let mut tally = start(&root.path().join("d"));
     let mut observer = tally.connect();
-    let head = format!("POST /v3/election/observe HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
-    observer.send(format!("{head}{body}").as_bytes());
+    observer.ask("POST", "/v3/election/observe", &[], &json!({"name": base64("e")}).to_string());
     tally.ok("/v3/election/campaign", &json!({"name": base64("e"), "value": base64("v")}));
-    let mut line = String::new();
-    while !line.starts_with("{\"result\"") {
-        line.clear();
-        assert!(observer.stream.read_line(&mut line).unwrap() > 0, "the stream ends");
-    }
-    let told: Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(told["result"]["kv"]["value"], base64("v"));
+    assert_eq!(observer.object()["result"]["kv"]["value"], base64("v"));
+    tally.signal("TERM");
+    assert_eq!(observer.object(), json!({"error": {"code": 2, "message": "etcdserver: server stopped"}}));
+    assert_eq!(tally.wait().code(), Some(0));
 }
 
 #[test]

@@ -66,6 +66,20 @@ fn a_state_that_is_received_takes_the_watchers_over() {
     assert_eq!(watch.result()["created"], true);
     let mut future = JsonWatch::on(&node.address, json!({"key": base64("k"), "start_revision": 1_000_000}));
     let mut quiet = JsonWatch::on(&node.address, key("quiet"));
+    // Who waits for a lock, or observes an election, watches as well.
+    for id in [7, 8] {
+        cluster.node(leader).ok("/v3/lease/grant", &json!({"ID": id, "TTL": 600}));
+    }
+    let held = cluster.node(leader).ok("/v3/lock/lock", &json!({"name": base64("l"), "lease": 7}));
+    let campaign = json!({"name": base64("e"), "lease": 7, "value": base64("one")});
+    let elected = cluster.node(leader).ok("/v3/election/campaign", &campaign);
+    let (mut waits, mut observes) = (node.connect(), node.connect());
+    waits.ask("POST", "/v3/lock/lock", &[], &json!({"name": base64("l"), "lease": 8}).to_string());
+    observes.ask("POST", "/v3/election/observe", &[], &json!({"name": base64("e")}).to_string());
+    assert_eq!(observes.object()["result"]["kv"]["value"], base64("one"));
+    eventually("both of them watch, beside the four others", || {
+        (node.metric("etcd_debugging_mvcc_watcher_total") == 6.0).then_some(())
+    });
     let mut revisions = vec![cluster.node(leader).put("k", "seen before")];
     for _ in 0..2 {
         assert_eq!(number(&watch.result()["header"]["revision"]), revisions[0]);
@@ -96,6 +110,13 @@ fn a_state_that_is_received_takes_the_watchers_over() {
     assert_eq!((single, range), (expected.clone(), expected));
     let last = cluster.node(leader).put("quiet", "now");
     assert_eq!(quiet.changes(1), [(last, "quiet".to_owned(), Some("now".to_owned()))]);
+    cluster.node(leader).ok("/v3/lock/unlock", &json!({"key": held["key"]}));
+    let locked = waits.answer(false).unwrap();
+    assert_eq!((locked.status, &locked.json()["key"]), (200, &json!(base64("l/8"))), "{}", locked.body);
+    let proclaim = json!({"leader": elected["leader"], "value": base64("two")});
+    cluster.node(leader).ok("/v3/election/proclaim", &proclaim);
+    let told = observes.object();
+    assert_eq!(told["result"]["kv"]["value"], base64("two"), "{told}");
     // The one that waits for the future has been told nothing, and is told nothing now.
     future.send(&json!({"cancel_request": {}}));
     assert_eq!(future.result()["canceled"], true);

@@ -5,8 +5,10 @@ mod common;
 
 use common::cluster::Cluster;
 use common::grpc::{block_on, clients, pb, put, refused};
-use common::{Tally, directory, launch, start};
+use common::watch::JsonWatch;
+use common::{Tally, base64, directory, launch, start};
 use pb::watch_request::RequestUnion;
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -118,16 +120,25 @@ fn both_forms_see_the_same() {
     let tally = start(directory.path());
     block_on(async {
         let clients = clients(&tally);
-        let mut watch = Watch::open(&clients.channel).await;
-        watch.create(on("k")).await;
-        let mut lines = common::watch::JsonWatch::on(&tally.address, common::watch::key("k"));
-        for value in ["1", "2"] {
+        // Each form with and without what was before: their encodings are four.
+        let (mut watches, mut lines) = (Vec::new(), Vec::new());
+        for prev_kv in [false, true] {
+            let mut watch = Watch::open(&clients.channel).await;
+            watch.create(pb::WatchCreateRequest { prev_kv, ..on("k") }).await;
+            watches.push(watch);
+            lines.push(JsonWatch::on(&tally.address, json!({"key": base64("k"), "prev_kv": prev_kv})));
+        }
+        for (value, before) in [("1", None), ("2", Some("1"))] {
             clients.kv.clone().put(put("k", value)).await.unwrap();
-            let over_grpc: Vec<_> = changes(&watch.next().await)
-                .into_iter()
-                .map(|(revision, key, value, _)| (revision, key, value))
-                .collect();
-            assert_eq!(common::watch::changes(&lines.result()), over_grpc);
+            for (at, before) in [None, before].into_iter().enumerate() {
+                let over_grpc = changes(&watches[at].next().await);
+                assert_eq!(over_grpc[0].3.as_deref(), before);
+                let over_json = lines[at].result();
+                assert_eq!(over_json["events"][0]["prev_kv"]["value"].as_str(), before.map(base64).as_deref());
+                let over_grpc: Vec<_> =
+                    over_grpc.into_iter().map(|(revision, key, value, _)| (revision, key, value)).collect();
+                assert_eq!(common::watch::changes(&over_json), over_grpc);
+            }
         }
     });
 }

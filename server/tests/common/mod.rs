@@ -355,6 +355,12 @@ impl Client {
     }
 
     pub fn request_with(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        self.ask(method, path, headers, body);
+        self.answer(method == "HEAD").unwrap()
+    }
+
+    /// Sends a request whose answer is read later.
+    pub fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) {
         let mut head = format!("{method} {path} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| *name == "host") {
             head.push_str("host: localhost\r\n");
@@ -365,7 +371,6 @@ impl Client {
         head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
         self.send(head.as_bytes());
         self.send(body.as_bytes());
-        self.answer(method == "HEAD").unwrap()
     }
 
     /// Reads one response; `None` if the server closed the connection instead.
@@ -395,6 +400,16 @@ impl Client {
         };
         answer.body = String::from_utf8(body).unwrap();
         Some(answer)
+    }
+
+    /// The next line of an answer that consists of objects, whatever stands between them: a head, lengths of chunks.
+    pub fn object(&mut self) -> Value {
+        let mut line = String::new();
+        while !line.starts_with('{') {
+            line.clear();
+            assert!(self.stream.read_line(&mut line).unwrap() > 0, "the connection was closed");
+        }
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 
     fn chunks(&mut self) -> Vec<u8> {

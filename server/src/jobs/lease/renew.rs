@@ -299,3 +299,32 @@ impl LeaderHandler for Lessor {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn join(lane: &Lane, id: i64) -> oneshot::Receiver<Result<i64, RenewError>> {
+        let (answer, answered) = oneshot::channel();
+        lane.join(Waiting { id, since: Instant::now(), answer });
+        answered
+    }
+
+    /// The first that the next question asks for, and how many it asks for, if the lane is told to ask one.
+    fn next(lane: &Lane) -> Option<(i64, usize)> {
+        lane.begin.notified().now_or_never()?;
+        let asked = lane.take();
+        Some((asked.first()?.id, asked.len()))
+    }
+
+    #[test]
+    fn what_one_question_has_no_room_for_is_asked_for_by_the_next() {
+        let lane = Lane::new(false);
+        let _answers: Vec<_> = (0..=QUESTION_MAX as i64).map(|id| join(&lane, id)).collect();
+        assert_eq!(next(&lane), Some((0, QUESTION_MAX)));
+        assert_eq!(next(&lane), Some((QUESTION_MAX as i64, 1)));
+        assert_eq!(next(&lane), None);
+        let _later = join(&lane, 7);
+        assert_eq!(next(&lane), Some((7, 1)));
+    }
+}

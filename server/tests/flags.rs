@@ -55,6 +55,7 @@ fn the_command_line_beats_tally_beats_etcd() {
     let data = root.path().join("d");
     let base = || launch(&data).env("ETCD_NAME", "from-etcd");
     assert_eq!(name(base().start()), "from-etcd");
+    assert_eq!(name(base().env("TALLY_NAME", "").start()), "from-etcd");
     assert_eq!(name(base().env("TALLY_NAME", "from-tally").start()), "from-tally");
     assert_eq!(name(base().env("TALLY_NAME", "from-tally").arg("--name=typed").start()), "typed");
 }

@@ -124,10 +124,15 @@ pub(crate) fn waits(path: &str) -> bool {
         Some(path) => Route::of_json(path),
         None => Route::of_grpc(path),
     };
-    matches!(route, Some(Route::Lock | Route::Campaign))
+    route.is_some_and(Route::waits)
 }
 
 impl Route {
+    /// True if the answer is long in coming when all is well: others come first.
+    pub(crate) fn waits(self) -> bool {
+        matches!(self, Route::Lock | Route::Campaign)
+    }
+
     /// What a learner answers too; of ranges, those that do not have to be linearizable.
     pub(crate) fn is_for_learners(self) -> bool {
         matches!(self, Route::Range | Route::Status)

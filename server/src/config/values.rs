@@ -247,6 +247,15 @@ mod tests {
         assert!(collect(&["--cert-file=/x"], &[]).unwrap_err().to_string().contains("TLS"));
         assert!(collect(&["--cert-file=", "--auto-tls=false", "--pre-vote=true"], &[]).is_ok());
         assert!(collect(&["--discovery=http://x"], &[]).is_err());
+        assert!(collect(&["--discovery-dial-timeout=9s"], &[]).unwrap_err().to_string().contains("initial-cluster"));
+        assert!(
+            collect(&["--discovery-dial-timeout=2s", "--discovery-insecure-transport=true", "--proxy=off"], &[])
+                .is_ok()
+        );
+        assert!(collect(&["--proxy=on"], &[]).unwrap_err().to_string().contains("member"));
+        assert!(collect(&["--enable-log-rotation"], &[]).unwrap_err().to_string().contains("copytruncate"));
+        let http = collect(&["--listen-client-http-urls=http://localhost:1"], &[]).unwrap_err().to_string();
+        assert!(http.contains("--listen-client-urls"), "{http}");
         assert!(collect(&["--enable-pprof"], &[]).unwrap_err().to_string().contains("perf"));
     }
 

@@ -96,11 +96,17 @@ impl WriteBatch {
     /// Commits physical upkeep that changes nothing logically: the position stays as it is.
     pub fn commit_housekeeping(self) -> Result<(), StorageError> {
         let inner = Arc::clone(&self.inner);
-        let _turn = inner.begin_commit()?;
+        let turn = inner.begin_commit()?;
+        let began = Instant::now();
         self.check_size()?;
         let bytes = self.bytes;
         inner.write(self.writes, bytes)?;
+        drop(turn);
+        let took = began.elapsed();
         inner.metrics.kept_house();
+        if let Some(observer) = &inner.observer {
+            observer.on_housekeeping(took);
+        }
         Ok(())
     }
 

@@ -32,6 +32,8 @@ pub trait Observer: Send + Sync {
     fn on_commit(&self, took: Duration);
     /// A sync has succeeded.
     fn on_sync(&self, took: Duration);
+    /// Upkeep was committed, and for so long no other commit could begin.
+    fn on_housekeeping(&self, _took: Duration) {}
 }
 
 /// How to open a backend. [`Config::new`] fills in the limits.

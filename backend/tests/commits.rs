@@ -235,6 +235,7 @@ fn sizes_follow_the_data() {
 struct Counter {
     commits: AtomicU64,
     syncs: AtomicU64,
+    housekeeping: AtomicU64,
 }
 
 impl Observer for Counter {
@@ -244,6 +245,10 @@ impl Observer for Counter {
 
     fn on_sync(&self, _: Duration) {
         self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn on_housekeeping(&self, _: Duration) {
+        self.housekeeping.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -255,11 +260,13 @@ fn the_observer_and_the_metrics_hear_of_everything() {
     config.observer = Some(counter.clone());
     let backend = Backend::open(config).unwrap();
     (1..=3).for_each(|index| commit(&backend, index, 8));
+    backend.batch().commit_housekeeping().unwrap();
     backend.sync().unwrap();
     assert_eq!(counter.commits.load(Ordering::Relaxed), 3);
     assert_eq!(counter.syncs.load(Ordering::Relaxed), 1);
+    assert_eq!(counter.housekeeping.load(Ordering::Relaxed), 1);
     let metrics = backend.metrics();
-    assert_eq!((metrics.commits(), metrics.syncs(), metrics.housekeeping_commits()), (3, 1, 0));
+    assert_eq!((metrics.commits(), metrics.syncs(), metrics.housekeeping_commits()), (3, 1, 1));
     assert!(metrics.commit_time() > Duration::ZERO && metrics.commit_bytes() > 0);
 }
 

@@ -70,7 +70,7 @@ pub use request::{
     Compare, CompareResult, CompareTarget, DeleteRequest, Op, PutRequest, RangeOptions, RangeRequest, SortOrder,
     SortTarget, TxnRequest,
 };
-pub use sweep::{SweepLimits, SweepProgress};
+pub use sweep::{SweepLimits, SweepObserver, SweepProgress};
 pub use validate::{Invalid, MAX_TXN_DEPTH};
 pub use view::{RangeRoot, Reader, View};
 pub use watch::*;

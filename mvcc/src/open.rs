@@ -22,7 +22,7 @@ use crate::meta::{self, Figures};
 use crate::record;
 use crate::records::Records;
 use crate::shared::{Dropped, Epoch, Published, Shared};
-use crate::sweep::Sweeper;
+use crate::sweep::{SweepObserver, Sweeper};
 use crate::view::Reader;
 use crate::watch::Window;
 use crate::writer::Writer;
@@ -33,7 +33,7 @@ const SLICES_PER_THREAD: i64 = 8;
 const THREADS_MAX: u64 = 64;
 
 /// How a store is opened. Nothing here changes what it answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Memory for records read or written lately, in bytes. Default 64 MiB.
     pub record_cache_bytes: u64,
@@ -44,6 +44,8 @@ pub struct Options {
     pub watch_window_events: u64,
     /// What these events may take in memory, in bytes, encodings included. Default 32 MiB.
     pub watch_window_bytes: u64,
+    /// Told when the sweep of a compaction begins and ends. Default none.
+    pub sweep_observer: Option<Arc<dyn SweepObserver>>,
 }
 
 impl Default for Options {
@@ -53,6 +55,7 @@ impl Default for Options {
             open_threads: 2,
             watch_window_events: 16_384,
             watch_window_bytes: 32 << 20,
+            sweep_observer: None,
         }
     }
 }
@@ -95,7 +98,7 @@ pub fn open_with_leases(
     let first = Published { tree: tree.clone(), revision, compact, epoch: Arc::clone(&epoch) };
     let records = Records { backend: backend.clone(), cache: RecordCache::new(options.record_cache_bytes) };
     let window = Window { events: options.watch_window_events as usize, bytes: options.watch_window_bytes as usize };
-    let shared = Arc::new(Shared::new(records, first, Sweeper::new(swept), window));
+    let shared = Arc::new(Shared::new(records, first, Sweeper::new(swept, options.sweep_observer), window));
     let writer = Writer {
         shared: Arc::clone(&shared),
         tree,

@@ -56,12 +56,22 @@ pub enum SweepProgress {
     },
 }
 
+/// Told when the sweep of a compaction begins and ends, for those who measure it: this crate has no clock. Called on the
+/// thread that sweeps, and in its turn: must be quick.
+pub trait SweepObserver: std::fmt::Debug + Send + Sync {
+    /// A compaction's sweep begins.
+    fn on_begin(&self);
+    /// A sweep has deleted all that it had to. It has no beginning here if another process began it.
+    fn on_end(&self);
+}
+
 /// Where the sweep is, and what it knows of what is to be deleted.
 #[derive(Debug)]
 pub(crate) struct Sweeper {
     swept: Swept,
     /// In a round over known revisions: what is left of them, ascending.
     left: Option<VecDeque<Revision>>,
+    observer: Option<Arc<dyn SweepObserver>>,
 }
 
 /// What published compactions dropped and no round has taken up yet. Apart from the [`Sweeper`], so that the writer
@@ -111,14 +121,25 @@ impl Backlog {
 }
 
 impl Sweeper {
-    pub(crate) fn new(swept: Swept) -> Sweeper {
-        Sweeper { swept, left: None }
+    pub(crate) fn new(swept: Swept, observer: Option<Arc<dyn SweepObserver>>) -> Sweeper {
+        Sweeper { swept, left: None, observer }
     }
 
     /// Begins the round for `compact`: over what is known to be dropped if that is complete, else over everything.
     fn begin(&mut self, compact: i64, backlog: &mut Backlog) {
         self.left = backlog.take(self.swept.target, compact);
         self.swept = Swept { target: compact, next: Revision::new(0, 0) };
+        if let Some(observer) = &self.observer {
+            observer.on_begin();
+        }
+    }
+
+    /// The round stands at `swept`, on disk too.
+    fn reach(&mut self, swept: Swept) {
+        self.swept = swept;
+        if let Some(observer) = self.observer.as_ref().filter(|_| swept.is_finished()) {
+            observer.on_end();
+        }
     }
 }
 
@@ -149,12 +170,12 @@ impl Shared {
         }
         meta::put_swept(&mut batch, swept);
         batch.commit_housekeeping()?;
-        sweeper.swept = swept;
         if let Some(left) = &mut sweeper.left {
             left.drain(..piece.dead.len());
         }
         let deleted = piece.dead.len() as u64;
         self.metrics.swept_records.add(deleted);
+        sweeper.reach(swept);
         Ok(SweepProgress::More { examined: piece.examined, deleted })
     }
 

@@ -4,9 +4,12 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use common::{Store, between, single, small_cache};
 use tally_backend::Bucket;
-use tally_mvcc::{KeyRange, ReadError, Rejection, Revision, SweepLimits, SweepProgress, open};
+use tally_mvcc::{KeyRange, Options, ReadError, Rejection, Revision, SweepLimits, SweepObserver, SweepProgress, open};
 
 const ONE: SweepLimits = SweepLimits { records: 1, wait_for_views: true };
 
@@ -156,6 +159,53 @@ fn compactions_pile_up() {
         assert_eq!(store.records(), 2 + (21 - 16), "reopened: {reopen}");
         assert_eq!(values(&store, "a", 0), [b"9".to_vec()]);
     }
+}
+
+#[derive(Debug, Default)]
+struct Sweeps {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl SweepObserver for Sweeps {
+    fn on_begin(&self) {
+        self.begun.fetch_add(1, Relaxed);
+    }
+
+    fn on_end(&self) {
+        self.ended.fetch_add(1, Relaxed);
+    }
+}
+
+#[test]
+fn the_observer_hears_where_a_sweep_begins_and_ends() {
+    let mut store = Store::new();
+    let observe = |store: &mut Store| {
+        let sweeps = Arc::new(Sweeps::default());
+        let options = Options { sweep_observer: Some(sweeps.clone()), ..small_cache() };
+        (store.writer, store.reader) = open(&store.backend, options).unwrap();
+        move || (sweeps.begun.load(Relaxed), sweeps.ended.load(Relaxed))
+    };
+    let heard = observe(&mut store);
+    for value in ["1", "2", "3", "4"] {
+        store.set("a", value);
+    }
+    assert_eq!(store.reader.sweep(ONE).unwrap(), SweepProgress::Done);
+    assert_eq!(heard(), (0, 0));
+    store.compact_now(4);
+    store.reader.sweep(ONE).unwrap();
+    assert_eq!(heard(), (1, 0), "another record is left");
+    store.reader.sweep(ONE).unwrap();
+    assert_eq!(heard(), (1, 1));
+    assert_eq!(store.sweep_all(), 0);
+    assert_eq!(heard(), (1, 1));
+    store.set("a", "5");
+    store.compact_now(6);
+    store.reader.sweep(ONE).unwrap();
+    assert_eq!(heard(), (2, 1));
+    let heard = observe(&mut store);
+    assert_eq!(store.sweep_all(), 1);
+    assert_eq!(heard(), (0, 1), "its beginning was seen by another");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use openraft::SnapshotPolicy;
 
 use crate::peer::{NetConfig, NetworkObserver};
+use crate::state_machine::ApplyObserver;
 
 /// A member of a new cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub struct Config {
     pub batches_in_flight_max: usize,
     /// How much is applied with one commit.
     pub apply: ApplyLimits,
+    /// Told how long that takes, what is replayed at the start included.
+    pub apply_observer: Option<Arc<dyn ApplyObserver>>,
 }
 
 /// How much is applied with one commit, and so without giving other tasks a turn.
@@ -117,6 +120,7 @@ impl Default for Config {
             batch_bytes_max: 4 << 20,
             batches_in_flight_max: 1,
             apply: ApplyLimits::default(),
+            apply_observer: None,
         }
     }
 }

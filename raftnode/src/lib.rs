@@ -72,6 +72,7 @@ pub use entry::{EntryView, MembershipView, describe_entry};
 pub use member::{ClusterView, MemberChange, MemberError, PeerMember, TransferError};
 pub use node::{Node, ShutdownError};
 pub use peer::{BoxFuture, DiscoverError, NetworkEvent, NetworkObserver, discover};
+pub use state_machine::ApplyObserver;
 pub use storage::{OpenError, Storage, StorageOptions, StoredIdentity, open_storage, stored_identity};
 pub use {barrier::BarrierError, codec::CodecError, command::EncodedCommand, fatal::FatalError, progress::Progress};
 pub use {proposals::ProposeError, replay::ReplayError, start::StartError, status::Status};

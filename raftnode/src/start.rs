@@ -81,6 +81,7 @@ pub(crate) async fn start(config: &Config, storage: Storage) -> Result<Started, 
     let directory = storage.recovered.metadata.directory_uuid;
     let Assembled { log, mut machine, shared, waiting, again, live, released, lock, replay_upto, pristine } =
         assemble(storage, config.apply)?;
+    machine.observe(config.apply_observer.clone());
     let local =
         Local { cluster_id: config.cluster_id, member_id: config.member_id, directory, start_id: waiting.origin() };
     let net = Net::new(config.net(), local);

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
@@ -35,6 +36,12 @@ pub(crate) struct Live {
 
 pub(crate) type SharedLive = Arc<ArcSwap<Live>>;
 
+/// Hears how long entries take to be applied. Called on the task that applies, after every commit: must be quick.
+pub trait ApplyObserver: Send + Sync {
+    /// So many entries were decoded, carried out and committed together, in this time.
+    fn on_apply(&self, entries: usize, took: Duration);
+}
+
 /// The replica's state, as openraft drives it.
 pub(crate) struct StateMachine {
     applier: Applier,
@@ -44,6 +51,7 @@ pub(crate) struct StateMachine {
     shared: Arc<Shared>,
     waiting: Arc<Waiting>,
     limits: ApplyLimits,
+    observer: Option<Arc<dyn ApplyObserver>>,
     /// Dropped with this, which tells the node that the store is no longer in use.
     _in_use: oneshot::Sender<Infallible>,
 }
@@ -69,7 +77,12 @@ impl StateMachine {
         limits: ApplyLimits,
     ) -> (StateMachine, oneshot::Receiver<Infallible>) {
         let (in_use, released) = oneshot::channel();
-        (StateMachine { applier, live, kv, shared, waiting, limits, _in_use: in_use }, released)
+        (StateMachine { applier, live, kv, shared, waiting, limits, observer: None, _in_use: in_use }, released)
+    }
+
+    /// Tells `observer` of every commit from now on.
+    pub(crate) fn observe(&mut self, observer: Option<Arc<dyn ApplyObserver>>) {
+        self.observer = observer;
     }
 
     /// Applies entries with one commit and makes them known.
@@ -77,8 +90,13 @@ impl StateMachine {
     /// Invariant: an error here is final. It is kept as the node's fatal error, nothing is answered, and openraft
     /// stops.
     pub(crate) fn commit(&mut self, entries: &[Committed]) -> io::Result<Vec<Outcome>> {
+        // Here and not in `apply`, which has no clock: twice for a chunk, whatever it holds.
+        let began = Instant::now();
         match self.applier.apply(entries) {
             Ok(outcomes) => {
+                if let Some(observer) = &self.observer {
+                    observer.on_apply(entries.len(), began.elapsed());
+                }
                 self.shared.applied.advance(self.applier.applied().index);
                 Ok(outcomes)
             }

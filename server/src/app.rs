@@ -198,7 +198,7 @@ impl Server {
             client_urls: texts(&config.advertise_client_urls),
             directory: storage.recovered.metadata.directory_uuid,
         };
-        let node = Node::start(node_config(&config, enrolment, &network), storage).await?;
+        let node = Node::start(node_config(&config, enrolment, &observed, &network), storage).await?;
         Server::assemble(&config, ids, member, node, listeners, observed, network)
     }
 
@@ -219,7 +219,7 @@ impl Server {
         let leadership = Arc::new(Leadership::new(node.clone(), Arc::clone(&network), ids.member, election));
         let lessor = Lessor::new(node.clone(), config.election_ms, config.request_timeout());
         let health = Arc::new(Health::new(node.clone(), config.request_timeout()));
-        let api_metrics = Arc::new(api::Metrics::new(config.extensive_metrics)?);
+        let api_metrics = Arc::new(api::Metrics::new(config.extensive_metrics, config.warning_request)?);
         let metrics = Arc::new(Metrics::new()?);
         metrics.observe(&observed, &network)?;
         api_metrics.register(metrics.registry())?;
@@ -265,7 +265,8 @@ impl Server {
         });
         let state = Arc::new(state);
         let watched = health.routes().merge(metrics.routes()).merge(version_routes());
-        let routes = api::router(Arc::clone(&state)).merge(watched.clone().merge(roots::routes(node.clone())));
+        let json = if config.grpc_gateway { api::router(Arc::clone(&state)) } else { api::no_router(&state) };
+        let routes = json.merge(watched.clone().merge(roots::routes(node.clone())));
         let http = Http::new(Arc::clone(&connections), listeners.lanes, http2(config));
         let front = |routes: Router| Front::new(routes, config.host_whitelist.clone(), config.cors.clone());
         let client_front = Arc::new(front(routes).with_grpc(Grpc::new(state)));
@@ -404,6 +405,7 @@ fn storage_options(config: &Config, observed: &Arc<Observed>) -> StorageOptions 
     let entry_bytes = usize::try_from(entry_bytes(config) + ENTRY_OVERHEAD_BYTES).unwrap_or(usize::MAX);
     options.wal.entry_bytes_max = options.wal.entry_bytes_max.max(entry_bytes);
     options.backend.observer = Some(observed.clone());
+    options.kv.sweep_observer = Some(observed.clone());
     options
 }
 
@@ -422,7 +424,12 @@ fn entry_bytes(config: &Config) -> u64 {
     config.max_request_bytes + ENTRY_OVERHEAD_BYTES
 }
 
-fn node_config(config: &Config, enrolment: Enrolment, network: &Arc<Network>) -> tally_raftnode::Config {
+fn node_config(
+    config: &Config,
+    enrolment: Enrolment,
+    observed: &Arc<Observed>,
+    network: &Arc<Network>,
+) -> tally_raftnode::Config {
     let defaults = tally_raftnode::Config::default();
     let entry_bytes = usize::try_from(entry_bytes(config)).unwrap_or(usize::MAX);
     tally_raftnode::Config {
@@ -441,6 +448,7 @@ fn node_config(config: &Config, enrolment: Enrolment, network: &Arc<Network>) ->
         peer_write_timeout_ms: millis(config.raft_write_timeout),
         snapshot_rate_bytes_max: config.snapshot_send_rate_bytes,
         network: Some(network.clone()),
+        apply_observer: Some(observed.clone()),
         ..defaults
     }
 }

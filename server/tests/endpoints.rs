@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
 use common::{directory, launch, start};
 use serde_json::json;
 
@@ -80,6 +82,13 @@ fn metrics_carry_the_names_and_types_of_etcd() {
         ("etcd_network_known_peers", "gauge"),
         ("etcd_server_slow_apply_total", "counter"),
         ("etcd_disk_wal_fsync_duration_seconds", "histogram"),
+        ("etcd_disk_wal_write_duration_seconds", "histogram"),
+        ("etcd_server_apply_duration_seconds", "histogram"),
+        ("etcd_debugging_mvcc_db_compaction_last", "gauge"),
+        ("etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds", "histogram"),
+        ("etcd_debugging_mvcc_db_compaction_total_duration_milliseconds", "histogram"),
+        ("etcd_mvcc_hash_duration_seconds", "histogram"),
+        ("etcd_mvcc_hash_rev_duration_seconds", "histogram"),
         ("etcd_disk_backend_commit_duration_seconds", "histogram"),
         ("etcd_mvcc_db_total_size_in_bytes", "gauge"),
         ("etcd_mvcc_db_total_size_in_use_in_bytes", "gauge"),
@@ -124,6 +133,49 @@ fn metrics_carry_the_names_and_types_of_etcd() {
     let applied = common::metric(&text, "tally_applied_index");
     assert_eq!(applied, common::metric(&text, "etcd_server_proposals_applied_total"));
     assert!(text.contains("etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.001\"}"));
+    tally.stop();
+}
+
+#[test]
+fn figures_of_the_log_of_applying_of_compaction_and_of_hashes_move() {
+    const DURATIONS: [&str; 6] = [
+        "etcd_disk_wal_write_duration_seconds",
+        "etcd_server_apply_duration_seconds",
+        "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
+        "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds",
+        "etcd_mvcc_hash_duration_seconds",
+        "etcd_mvcc_hash_rev_duration_seconds",
+    ];
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    let read = |suffix: &str| DURATIONS.map(|name| tally.metric(&format!("{name}_{suffix}")));
+    let now_s = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as f64;
+    let (counts, sums, began, began_s) = (read("count"), read("sum"), Instant::now(), now_s());
+    assert_eq!(counts[2..], [0.0; 4]);
+    assert_eq!(tally.metric("etcd_debugging_mvcc_db_compaction_last"), 0.0);
+    for n in 0..5 {
+        tally.put("k", &n.to_string());
+    }
+    tally.ok("/v3/kv/compaction", &json!({"revision": 4, "physical": true}));
+    tally.ok("/v3/maintenance/hash", &json!({}));
+    tally.ok("/v3/maintenance/hashkv", &json!({}));
+    let refused = tally.post("/v3/maintenance/hashkv", &json!({"revision": 3}).to_string());
+    assert_eq!(refused.status, 400, "{}", refused.body);
+    let more = read("count");
+    // Each request waited for the one before it, and so had a group of the log and a chunk to itself.
+    assert!(more[0] >= counts[0] + 6.0 && more[1] >= counts[1] + 6.0, "{counts:?} {more:?}");
+    // Two records were dropped, in one batch. What is refused is not hashed.
+    assert_eq!(more[2..], [1.0; 4]);
+    let elapsed_s = began.elapsed().as_secs_f64();
+    let units_s = [1.0, 1.0, 1e-3, 1e-3, 1.0, 1.0];
+    for (((name, sum), before), unit_s) in DURATIONS.iter().zip(read("sum")).zip(sums).zip(units_s) {
+        let took_s = (sum - before) * unit_s;
+        assert!(took_s > 0.0 && took_s <= elapsed_s, "{name}: {took_s} s of {elapsed_s} s");
+    }
+    let last_s = tally.metric("etcd_debugging_mvcc_db_compaction_last");
+    assert!((began_s..=now_s()).contains(&last_s), "{last_s} {began_s}");
+    let labels = r#"etcd_server_apply_duration_seconds_count{op="chunk",success="true",version="v3"} "#;
+    assert!(tally.get("/metrics").body.contains(labels));
     tally.stop();
 }
 

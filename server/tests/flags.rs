@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::grpc::{block_on, pb};
 use common::{bare, directory, field, launch};
 
 #[test]
@@ -27,6 +28,9 @@ fn bad_command_lines_are_refused_with_status_2() {
         (&["--heartbeat-interval=500"], "election"),
         (&["--cert-file=x"], "TLS"),
         (&["--discovery=http://x"], "discovery"),
+        (&["--discovery-keepalive-time=1s"], "discovery"),
+        (&["--listen-client-http-urls=http://localhost:1"], "--listen-client-urls"),
+        (&["--enable-log-rotation"], "copytruncate"),
         (&["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"], "twice"),
         (&["--pre-vote=false"], "pre-vote"),
         (&["--name=x", "stray"], "stray"),
@@ -55,6 +59,7 @@ fn the_command_line_beats_tally_beats_etcd() {
     let data = root.path().join("d");
     let base = || launch(&data).env("ETCD_NAME", "from-etcd");
     assert_eq!(name(base().start()), "from-etcd");
+    assert_eq!(name(base().env("TALLY_NAME", "").start()), "from-etcd");
     assert_eq!(name(base().env("TALLY_NAME", "from-tally").start()), "from-tally");
     assert_eq!(name(base().env("TALLY_NAME", "from-tally").arg("--name=typed").start()), "typed");
 }
@@ -94,6 +99,43 @@ fn flags_without_effect_are_accepted_with_a_line() {
     for name in ["--max-wals", "--experimental-initial-corrupt-check"] {
         assert!(tally.log.iter().any(|line| line.contains(name)), "{name}: {:?}", tally.log);
     }
+    tally.stop();
+}
+
+#[test]
+fn without_the_gateway_grpc_is_served_and_json_is_not() {
+    let root = directory();
+    let tally = launch(&root.path().join("d")).arg("--enable-grpc-gateway=false").start();
+    for path in ["/v3/kv/put", "/v3beta/kv/put", "/v3/nosuch", "/v3/watch", "/nosuch"] {
+        let answer = tally.post(path, r#"{"key":"YQ==","value":"YQ=="}"#);
+        assert_eq!((answer.status, answer.body.as_str()), (404, "404 page not found\n"), "{path}");
+    }
+    let upgrade = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    assert_eq!(tally.connect().request_with("GET", "/v3/watch", &upgrade, "").status, 404);
+    for path in ["/health", "/livez", "/readyz", "/version", "/metrics", "/tally/roots"] {
+        assert_eq!(tally.get(path).status, 200, "{path}");
+    }
+    block_on(async {
+        let put = pb::PutRequest { key: "a".into(), value: "1".into(), ..Default::default() };
+        let answer = pb::kv_client::KvClient::new(tally.channel()).put(put).await.unwrap().into_inner();
+        assert_eq!(answer.header.unwrap().revision, 2, "nothing was put before");
+    });
+    tally.stop();
+}
+
+#[test]
+fn slow_requests_are_logged() {
+    let root = directory();
+    let mut tally = launch(&root.path().join("d")).arg("--warning-unary-request-duration=1ns").start();
+    tally.put("a", "1");
+    let line = tally.wait_for(r#""msg":"request took too long""#);
+    assert_eq!((field(&line, "level"), field(&line, "method")), ("warn".to_owned(), "Put".to_owned()));
+    assert_eq!((field(&line, "code"), field(&line, "expected-ms")), ("OK".to_owned(), "0".to_owned()));
     tally.stop();
 }
 

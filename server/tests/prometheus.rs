@@ -64,6 +64,12 @@ fn promtool_finds_nothing_to_complain_about_in_a_cluster() {
     }
 }
 
+/// What the linter says of names that are etcd's: of their unit, which is in the name.
+const NAMED_BY_ETCD: [&str; 2] = [
+    "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds use base unit ",
+    "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds use base unit ",
+];
+
 fn check(promtool: &Path, metrics: &[u8]) {
     let mut child = Command::new(promtool)
         .args(["check", "metrics"])
@@ -74,8 +80,11 @@ fn check(promtool: &Path, metrics: &[u8]) {
         .unwrap();
     child.stdin.take().unwrap().write_all(metrics).unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    let complaints: Vec<&str> =
+        said.lines().filter(|line| !NAMED_BY_ETCD.iter().any(|known| line.starts_with(known))).collect();
+    // Its status for something to complain about.
+    assert!(complaints.is_empty() && matches!(output.status.code(), Some(0 | 3)), "{}: {said}", output.status);
 }
 
 #[test]

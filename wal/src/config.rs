@@ -10,6 +10,9 @@ use crate::types::Metadata;
 pub trait Observer: Send + Sync {
     /// One group of `bytes`, holding `entries` entries, was written and synced in `duration`.
     fn on_sync(&self, duration: Duration, bytes: u64, entries: u64);
+
+    /// Of that time, so much went into handing the group to the operating system. Called before [`Observer::on_sync`].
+    fn on_write(&self, _duration: Duration) {}
 }
 
 /// The settings of a log. Only `metadata` has to be given, and only to create one.

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::allocator::Allocator;
 use crate::config::Observer;
@@ -43,7 +43,7 @@ impl Flusher {
     fn work(&mut self) -> Result<(), SyncError> {
         while let Work::Write(group) = self.shared.next_work() {
             let started = Instant::now();
-            self.write(&group)?;
+            let writing = self.write(&group)?;
             let Group { bytes, entries, keep_from, offset, .. } = group;
             let (written, end) = (bytes.len() as u64, offset + bytes.len() as u64);
             let took = started.elapsed();
@@ -51,6 +51,7 @@ impl Flusher {
             self.shared.completed(bytes);
             self.shared.deliver();
             if let Some(observer) = &self.observer {
+                observer.on_write(writing);
                 observer.on_sync(took, written, entries);
             }
             let evicted = lock(&self.view).evict(self.shared.durable_end(), self.tail_bytes_max);
@@ -65,15 +66,18 @@ impl Flusher {
         Ok(())
     }
 
-    fn write(&mut self, group: &Group) -> Result<(), SyncError> {
+    /// Returns how long the write itself took, without the sync and without a new segment.
+    fn write(&mut self, group: &Group) -> Result<Duration, SyncError> {
         if let Some(name) = group.segment {
             self.cut(name)?;
         }
+        let started = Instant::now();
         self.file.write_at(&group.bytes, group.offset).map_err(SyncError::io("write", &self.path))?;
+        let took = started.elapsed();
         if self.sync {
             self.file.sync_data().map_err(SyncError::io("sync", &self.path))?;
         }
-        Ok(())
+        Ok(took)
     }
 
     /// Gives a spare file the name of the new segment, durably, before anything is written into it.

@@ -236,9 +236,13 @@ fn readers_go_on_while_segments_are_purged() {
     wal.close().unwrap();
 }
 
-struct Count(AtomicU64, AtomicU64, AtomicU64);
+struct Count(AtomicU64, AtomicU64, AtomicU64, AtomicU64);
 
 impl Observer for Count {
+    fn on_write(&self, _: Duration) {
+        self.3.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn on_sync(&self, _: Duration, bytes: u64, entries: u64) {
         self.0.fetch_add(1, Ordering::SeqCst);
         self.1.fetch_add(bytes, Ordering::SeqCst);
@@ -248,7 +252,7 @@ impl Observer for Count {
 
 #[test]
 fn the_observer_hears_of_every_write() {
-    let count = Arc::new(Count(AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)));
+    let count = Arc::new(Count(AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)));
     let observer: Arc<dyn Observer> = count.clone();
     let (_, mut wal) = mem(Config { observer: Some(observer), ..small() });
     for i in 1..=5 {
@@ -258,7 +262,7 @@ fn the_observer_hears_of_every_write() {
     wal.close().unwrap();
     assert_eq!(count.2.load(Ordering::SeqCst), 5);
     // Opening and closing write a state each.
-    assert_eq!(count.0.load(Ordering::SeqCst), 7);
+    assert_eq!((count.0.load(Ordering::SeqCst), count.3.load(Ordering::SeqCst)), (7, 7));
     assert_eq!(count.1.load(Ordering::SeqCst), 5 * 56 + 2 * 48);
 }
 

@@ -54,6 +54,15 @@ pub(crate) fn router(state: Arc<State>) -> Router {
     })
 }
 
+/// What is found at the paths of the client API when JSON is not served: nothing. gRPC is taken out before them.
+pub(crate) fn no_router(state: &State) -> Router {
+    let body_bytes_max = state.body_bytes_max;
+    Router::new().fallback(move |request: Request| async move {
+        body::discard(request.into_body(), body_bytes_max).await;
+        page_not_found()
+    })
+}
+
 async fn handle(state: &Arc<State>, request: Request) -> Response {
     let path = request.uri().path();
     let route = match json_route(path) {

@@ -1,6 +1,7 @@
 //! The maintenance service: status, alarms, hashes, defragmentation, and handing leadership over.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tally_apply::{Alarm, AlarmAction, AlarmCommand, AlarmKind, Command, Reply};
 use tally_mvcc::{HashKv, ReadError};
@@ -116,20 +117,27 @@ pub(crate) async fn move_leader(state: &State, message: TransferMessage) -> Resu
 pub(crate) async fn hash(state: &State, EmptyMessage: EmptyMessage) -> Result<(i64, u32), ApiError> {
     state.barrier().await?;
     state.refuse_if_corrupt()?;
+    let began = Instant::now();
     let reads = state.reads();
     let (revision, root) = (reads.kv().revision(), reads.applied().root);
     let hash = (0..4).fold(0, |hash, part| hash ^ (root >> (32 * part)) as u32);
+    state.metrics.hashed(began.elapsed());
     Ok((revision, hash))
 }
 
 pub(crate) async fn hash_kv(state: &State, message: HashKvMessage) -> Result<HashKv, ApiError> {
-    let reader = state.reads().kv().clone();
+    let (reader, metrics) = (state.reads().kv().clone(), Arc::clone(&state.metrics));
     blocking_in_turn(state, &state.hashing, move || {
         let mut attempt = 1;
         loop {
+            let began = Instant::now();
             match reader.hash_kv(message.revision) {
                 Err(ReadError::Overtaken { .. }) if attempt < HASH_ATTEMPTS => attempt += 1,
-                answer => return Ok(answer?),
+                answer => {
+                    let hashed = answer?;
+                    metrics.hashed_revision(began.elapsed());
+                    return Ok(hashed);
+                }
             }
         }
     })

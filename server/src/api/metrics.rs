@@ -16,6 +16,8 @@ use crate::error::{ApiError, Code};
 
 /// Client API versions that have a series of their own; clients write what they like, so there is an end to it.
 const CLIENT_VERSIONS_MAX: usize = 32;
+/// Time between two log lines about slow requests: when everything is slow, a line for each would make it slower.
+const SLOW_LINE_INTERVAL: Duration = Duration::from_secs(1);
 const RPC: [&str; 3] = ["grpc_service", "grpc_method", "grpc_type"];
 /// What etcd's published alerts and panels count as a failure of the server. These series are there from the beginning: a rate needs a
 /// sample from before, so the first failure of a kind would not be seen without.
@@ -46,6 +48,9 @@ pub(crate) struct Metrics {
     not_promoted: IntCounterVec,
     defragmenting: IntGauge,
     defragmentations: Histogram,
+    hashes: Histogram,
+    revision_hashes: Histogram,
+    slow: SlowRequests,
     /// The children of the above that every request touches, by route: looking them up would cost more than counting.
     by_route: Vec<PerRoute>,
     unknown_versions: [IntCounter; 2],
@@ -76,10 +81,11 @@ fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCo
 
 impl Metrics {
     /// Figures that start at zero; with the histogram of `grpc_server_handling_seconds` if they are to be `extensive`.
+    /// A request with one answer that takes longer than `slow` is logged.
     ///
     /// # Errors
     /// None in practice: the names are fixed and valid.
-    pub(crate) fn new(extensive: bool) -> prometheus::Result<Self> {
+    pub(crate) fn new(extensive: bool, slow: Duration) -> prometheus::Result<Self> {
         let started = counters(
             "grpc_server_started_total",
             "Requests started, by RPC; JSON requests count as the RPC they call.",
@@ -104,6 +110,9 @@ impl Metrics {
             .buckets(exponential_buckets(0.001, 2.0, 14)?),
             &["type", "success"],
         )?;
+        let hash_buckets = exponential_buckets(0.01, 2.0, 15)?;
+        let hashes =
+            |name: &str, help: &str| Histogram::with_opts(HistogramOpts::new(name, help).buckets(hash_buckets.clone()));
         let requests = counters(
             "etcd_server_client_requests_total",
             "Client requests, by type and client API version.",
@@ -156,6 +165,12 @@ impl Metrics {
                 )
                 .buckets(exponential_buckets(0.1, 2.0, 13)?),
             )?,
+            hashes: hashes("etcd_mvcc_hash_duration_seconds", "Time to hash the whole store; it keeps a root.")?,
+            revision_hashes: hashes(
+                "etcd_mvcc_hash_rev_duration_seconds",
+                "Time to hash the key-value records up to a revision.",
+            )?,
+            slow: SlowRequests::new(slow),
             stream_failures: counters(
                 "etcd_network_server_stream_failures_total",
                 "Streams whose messages could not be read, by API.",
@@ -192,6 +207,8 @@ impl Metrics {
         registry.register(Box::new(self.promoted.clone()))?;
         registry.register(Box::new(self.defragmenting.clone()))?;
         registry.register(Box::new(self.defragmentations.clone()))?;
+        registry.register(Box::new(self.hashes.clone()))?;
+        registry.register(Box::new(self.revision_hashes.clone()))?;
         registry.register(Box::new(self.not_promoted.clone()))?;
         registry.register(Box::new(self.received_bytes.clone()))?;
         registry.register(Box::new(self.sent_bytes.clone()))
@@ -243,6 +260,16 @@ impl Metrics {
         }
     }
 
+    /// The whole store was hashed.
+    pub(crate) fn hashed(&self, took: Duration) {
+        self.hashes.observe(took.as_secs_f64());
+    }
+
+    /// The records up to a revision were hashed.
+    pub(crate) fn hashed_revision(&self, took: Duration) {
+        self.revision_hashes.observe(took.as_secs_f64());
+    }
+
     /// A message, or the body of a JSON request, has been received.
     pub(crate) fn received(&self, route: Route, bytes: usize) {
         self.by_route[route as usize].messages_received.inc();
@@ -262,6 +289,7 @@ impl Metrics {
 
     fn finished(&self, route: Route, elapsed: Duration, code: Option<Code>) {
         let per_route = &self.by_route[route as usize];
+        self.slow.note(route, elapsed, code);
         let elapsed = elapsed.as_secs_f64();
         match code {
             None => {
@@ -277,6 +305,53 @@ impl Metrics {
         if let Some(handling) = &per_route.handling {
             handling.observe(elapsed);
         }
+    }
+}
+
+/// Logs requests that take long: one line in every [`SLOW_LINE_INTERVAL`] at most, which says how many had none.
+struct SlowRequests {
+    /// What takes longer is slow.
+    limit: Duration,
+    last: Mutex<LastLine>,
+}
+
+#[derive(Default)]
+struct LastLine {
+    at: Option<Instant>,
+    /// Slow requests since that had no line.
+    unlogged: u64,
+}
+
+impl SlowRequests {
+    fn new(limit: Duration) -> SlowRequests {
+        SlowRequests { limit, last: Mutex::default() }
+    }
+
+    /// A request is over; `code` says why it failed, if it did. Only a slow one reads the clock.
+    fn note(&self, route: Route, elapsed: Duration, code: Option<Code>) {
+        if !self.is_slow(route, elapsed) {
+            return;
+        }
+        let Some(unlogged) = self.turn(Instant::now()) else { return };
+        let (took_ms, expected_ms) = (elapsed.as_millis() as u64, self.limit.as_millis() as u64);
+        let (method, code) = (route.method(), code.map_or("OK", Code::name));
+        tracing::warn!(method, code, took_ms, expected_ms, unlogged, "request took too long");
+    }
+
+    /// Streams last as long as their clients like, and whoever waits for a lock waits for others.
+    fn is_slow(&self, route: Route, elapsed: Duration) -> bool {
+        elapsed > self.limit && route.exchange() == Exchange::Unary && !route.waits()
+    }
+
+    /// How many slow requests had no line since the last one, if it is time for the next.
+    fn turn(&self, now: Instant) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.at.is_some_and(|at| now.saturating_duration_since(at) < SLOW_LINE_INTERVAL) {
+            last.unlogged += 1;
+            return None;
+        }
+        last.at = Some(now);
+        Some(std::mem::take(&mut last.unlogged))
     }
 }
 
@@ -323,7 +398,7 @@ mod tests {
 
     #[test]
     fn requests_are_counted_by_route_and_outcome() {
-        let metrics = Arc::new(Metrics::new(false).unwrap());
+        let metrics = Arc::new(Metrics::new(false, Duration::MAX).unwrap());
         for route in Route::ALL {
             drop(metrics.begin(*route, Some("3.6")));
         }
@@ -348,8 +423,30 @@ mod tests {
     }
 
     #[test]
+    fn streams_and_waiting_for_a_lock_are_not_slow() {
+        let limit = Duration::from_millis(300);
+        let slow = SlowRequests::new(limit);
+        let is_slow = |route| slow.is_slow(route, limit + Duration::from_nanos(1));
+        for route in [Route::Put, Route::Range, Route::Unlock, Route::Defragment] {
+            assert!(is_slow(route) && !slow.is_slow(route, limit), "{route:?}");
+        }
+        for route in [Route::Watch, Route::RangeStream, Route::Lock, Route::Campaign] {
+            assert!(!is_slow(route), "{route:?}");
+        }
+    }
+
+    #[test]
+    fn slow_requests_have_a_line_a_second_that_counts_those_without() {
+        let slow = SlowRequests::new(Duration::ZERO);
+        let start = Instant::now();
+        let at = |ms| slow.turn(start + Duration::from_millis(ms));
+        assert_eq!([0, 1, 500, 999].map(at), [Some(0), None, None, None]);
+        assert_eq!([1_000, 1_001, 5_000, 6_000].map(at), [Some(3), None, Some(1), Some(0)]);
+    }
+
+    #[test]
     fn results_and_failures_of_every_rpc_have_a_series_before_the_first() {
-        let text = text(&Metrics::new(false).unwrap());
+        let text = text(&Metrics::new(false, Duration::MAX).unwrap());
         let codes = [
             "OK",
             "Unknown",
@@ -373,7 +470,7 @@ mod tests {
 
     #[test]
     fn the_histogram_of_every_rpc_is_extensive() {
-        let metrics = Arc::new(Metrics::new(true).unwrap());
+        let metrics = Arc::new(Metrics::new(true, Duration::MAX).unwrap());
         metrics.begin(Route::Put, None).end(None);
         let line = r#"grpc_server_handling_seconds_count{grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#;
         assert!(text(&metrics).contains(line));
@@ -381,7 +478,7 @@ mod tests {
 
     #[test]
     fn clients_cannot_make_series_without_end() {
-        let metrics = Arc::new(Metrics::new(false).unwrap());
+        let metrics = Arc::new(Metrics::new(false, Duration::MAX).unwrap());
         for number in 0..1_000 {
             metrics.begin(Route::Put, Some(&format!("9.{number}"))).end(None);
         }

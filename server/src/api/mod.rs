@@ -43,7 +43,7 @@ pub(crate) mod watch;
 
 use crate::error::ApiError;
 
-pub(crate) use json::router;
+pub(crate) use json::{no_router, router};
 pub(crate) use metrics::{Metrics, Running};
 pub(crate) use range::{Unread, Whole};
 use route::json_route;

@@ -128,11 +128,20 @@ pub(super) fn json_route(path: &str) -> Option<Option<Route>> {
 /// True for the path of a request, in either form, whose answer may be long in coming: it waits for other clients, or goes
 /// through all of the data.
 pub(crate) fn waits(path: &str) -> bool {
-    let route = json_route(path).unwrap_or_else(|| Route::of_grpc(path));
-    matches!(route, Some(Route::Lock | Route::Campaign | Route::Defragment | Route::Hash | Route::HashKv))
+    json_route(path).unwrap_or_else(|| Route::of_grpc(path)).is_some_and(Route::may_take_long)
 }
 
 impl Route {
+    /// True if the answer is long in coming when all is well: others come first.
+    pub(crate) fn waits(self) -> bool {
+        matches!(self, Route::Lock | Route::Campaign)
+    }
+
+    /// True if it may take as long as it likes: it waits, or goes through all of the data.
+    fn may_take_long(self) -> bool {
+        self.waits() || matches!(self, Route::Defragment | Route::Hash | Route::HashKv)
+    }
+
     /// What a learner answers too; of ranges, those that do not have to be linearizable.
     pub(crate) fn is_for_learners(self) -> bool {
         matches!(self, Route::Range | Route::Status)

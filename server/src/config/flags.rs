@@ -52,7 +52,10 @@ const TLS: &str = "TLS is not in this version; put a TLS proxy in front, or list
 const DISCOVERY: &str = "bootstrap by discovery is not supported; name the members in --initial-cluster";
 const AUTH: &str = "users, roles and tokens are not in this version";
 const TRACING: &str = "distributed tracing is not in this version";
+const PROXY: &str = "there is no v2 proxy; this is always a member";
 const CORRUPT: &str = "comparison of the state is always on";
+const ROTATION: &str =
+    "the server does not rotate its log files; it appends to them, so logrotate can do it with copytruncate";
 const REBUILD: &str = "rebuilding a cluster from one member's data is not in this version";
 const ALIKE: &str = "all members speak the same version";
 
@@ -74,7 +77,15 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("initial-election-tick-advance", Bool, "true", Accept("elections do not wait for ticks"), "accepted"),
     flag("listen-peer-urls", List, "http://localhost:2380", Serve, "URLs to listen on for other members"),
     flag("listen-client-urls", List, "http://localhost:2379", Serve, "URLs to listen on for clients"),
-    flag("listen-client-http-urls", List, "", Later("JSON and HTTP are served on --listen-client-urls"), "not yet"),
+    flag(
+        "listen-client-http-urls",
+        List,
+        "",
+        Later(
+            "HTTP shares --listen-client-urls with gRPC; metrics and health can have --listen-metrics-urls beside it",
+        ),
+        "not yet",
+    ),
     flag("max-snapshots", Int, "5", Accept("the state is kept once, in the database"), "accepted"),
     flag("max-wals", Int, "5", Accept("log files are recycled as soon as the log is cut"), "accepted"),
     flag(
@@ -108,7 +119,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         Serve,
         "set SO_REUSEADDR on the listening sockets (on Linux it always is)",
     ),
-    flag("enable-grpc-gateway", Bool, "true", Later("JSON is the only client protocol of this version"), "serve JSON"),
+    flag("enable-grpc-gateway", Bool, "true", Serve, "serve JSON and WebSockets beside gRPC"),
     flag("raft-read-timeout", Duration, "5s", Serve, "time a peer has to answer before its connection is given up"),
     flag("raft-write-timeout", Duration, "5s", Serve, "time a peer has to take what is sent to it"),
     flag(
@@ -126,7 +137,19 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("discovery", Text, "", Refuse(DISCOVERY), "refused"),
     flag("discovery-token", Text, "", Refuse(DISCOVERY), "refused"),
     flag("discovery-endpoints", List, "", Refuse(DISCOVERY), "refused"),
-    flag("discovery-fallback", Text, "proxy", Refuse(DISCOVERY), "refused"),
+    flag("discovery-dial-timeout", Duration, "2s", Refuse(DISCOVERY), "refused"),
+    flag("discovery-request-timeout", Duration, "5s", Refuse(DISCOVERY), "refused"),
+    flag("discovery-keepalive-time", Duration, "2s", Refuse(DISCOVERY), "refused"),
+    flag("discovery-keepalive-timeout", Duration, "6s", Refuse(DISCOVERY), "refused"),
+    flag("discovery-insecure-transport", Bool, "true", Refuse(DISCOVERY), "refused"),
+    flag("discovery-insecure-skip-tls-verify", Bool, "false", Refuse(DISCOVERY), "refused"),
+    flag("discovery-cert", Text, "", Refuse(DISCOVERY), "refused"),
+    flag("discovery-key", Text, "", Refuse(DISCOVERY), "refused"),
+    flag("discovery-cacert", Text, "", Refuse(DISCOVERY), "refused"),
+    flag("discovery-user", Text, "", Refuse(DISCOVERY), "refused"),
+    flag("discovery-password", Text, "", Refuse(DISCOVERY), "refused"),
+    // Not refused: releases differ in its default, and without discovery it says nothing.
+    flag("discovery-fallback", Text, "exit", Accept(DISCOVERY), "accepted"),
     flag("discovery-proxy", Text, "", Refuse(DISCOVERY), "refused"),
     flag("discovery-srv", Text, "", Refuse(DISCOVERY), "refused"),
     flag("discovery-srv-name", Text, "", Refuse(DISCOVERY), "refused"),
@@ -145,6 +168,12 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("compaction-sleep-interval", Duration, "10ms", Serve, "pause between two such batches"),
     flag("enable-v2", Bool, "false", Refuse("the v2 API is not supported"), "refused"),
     flag("v2-deprecation", Text, "gone", Accept("there is no v2 store"), "accepted"),
+    flag("proxy", Text, "off", Refuse(PROXY), "refused"),
+    flag("proxy-failure-wait", Int, "5000", Accept(PROXY), "accepted"),
+    flag("proxy-refresh-interval", Int, "30000", Accept(PROXY), "accepted"),
+    flag("proxy-dial-timeout", Int, "1000", Accept(PROXY), "accepted"),
+    flag("proxy-write-timeout", Int, "5000", Accept(PROXY), "accepted"),
+    flag("proxy-read-timeout", Int, "0", Accept(PROXY), "accepted"),
     flag("cert-file", Text, "", Later(TLS), "not yet"),
     flag("key-file", Text, "", Later(TLS), "not yet"),
     flag("client-cert-file", Text, "", Later(TLS), "not yet"),
@@ -187,15 +216,16 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("log-outputs", List, "default", Serve, "`stderr` (default), `stdout`, or paths of files, comma-separated"),
     flag("log-level", Text, "info", Serve, "`debug`, `info`, `warn`, `error`, `panic` or `fatal`"),
     flag("log-format", Text, "json", Serve, "`json` or `console`"),
-    flag("enable-log-rotation", Bool, "false", Later("use logrotate with copytruncate"), "not yet"),
-    flag("log-rotation-config-json", Text, "", Accept("logs are not rotated by the server"), "accepted"),
+    flag("enable-log-rotation", Bool, "false", Later(ROTATION), "not yet"),
+    flag("log-rotation-config-json", Text, "", Accept(ROTATION), "accepted"),
+    flag("disable-log-sampling", Bool, "false", Accept("the log is not sampled"), "accepted"),
     flag("warning-apply-duration", Duration, "100ms", Serve, "an apply that takes longer is counted and logged"),
     flag(
         "warning-unary-request-duration",
         Duration,
         "300ms",
-        Accept("slow requests are seen in the request histograms"),
-        "accepted",
+        Serve,
+        "a request that takes longer to its only answer is logged; one line a second at most",
     ),
     flag("enable-distributed-tracing", Bool, "false", Later(TRACING), "not yet"),
     flag("distributed-tracing-address", Text, "localhost:4317", Accept(TRACING), "accepted"),
@@ -280,6 +310,36 @@ pub(crate) const FLAGS: &[Flag] = &[
     ),
     flag("experimental-enable-distributed-tracing", Bool, "false", Alias("enable-distributed-tracing"), "see there"),
     flag(
+        "experimental-distributed-tracing-address",
+        Text,
+        "localhost:4317",
+        Alias("distributed-tracing-address"),
+        "see there",
+    ),
+    flag(
+        "experimental-distributed-tracing-service-name",
+        Text,
+        "etcd",
+        Alias("distributed-tracing-service-name"),
+        "see there",
+    ),
+    flag(
+        "experimental-distributed-tracing-instance-id",
+        Text,
+        "",
+        Alias("distributed-tracing-instance-id"),
+        "see there",
+    ),
+    flag(
+        "experimental-distributed-tracing-sampling-rate",
+        Int,
+        "0",
+        Alias("distributed-tracing-sampling-rate"),
+        "see there",
+    ),
+    flag("experimental-enable-v2v3", Text, "", Refuse("the v2 API is not supported"), "refused"),
+    flag("experimental-backend-bbolt-freelist-type", Text, "map", Alias("backend-bbolt-freelist-type"), "see there"),
+    flag(
         "config-file",
         Text,
         "",
@@ -339,6 +399,29 @@ mod tests {
                 let target = find(target).expect("the target of an alias is in the table");
                 assert_eq!((target.kind, target.default), (flag.kind, flag.default), "{}", flag.name);
             }
+        }
+    }
+
+    #[test]
+    fn the_families_of_etcd_are_whole() {
+        let class = |name: &str| find(name).map(|flag| flag.class);
+        // Bootstrap by discovery as a whole is refused, whichever of its flags is given.
+        let discovery =
+            ["dial-timeout", "request-timeout", "keepalive-time", "keepalive-timeout", "insecure-transport"];
+        let secrets = ["token", "endpoints", "cert", "key", "cacert", "user", "password", "insecure-skip-tls-verify"];
+        for name in discovery.iter().chain(&secrets) {
+            let name = format!("discovery-{name}");
+            assert_eq!(class(&name), Some(Refuse(DISCOVERY)), "{name}");
+        }
+        for name in [
+            "enable-distributed-tracing",
+            "distributed-tracing-address",
+            "distributed-tracing-service-name",
+            "distributed-tracing-instance-id",
+            "distributed-tracing-sampling-rate",
+        ] {
+            assert!(class(name).is_some(), "{name}");
+            assert_eq!(class(&format!("experimental-{name}")), Some(Alias(name)));
         }
     }
 

@@ -192,6 +192,8 @@ pub struct Config {
     pub listen_client_urls: Vec<Url>,
     /// Where other members are served.
     pub listen_peer_urls: Vec<Url>,
+    /// Serve JSON and WebSockets beside gRPC. Health, version and metrics are served in any case.
+    pub grpc_gateway: bool,
     /// Whether metrics have a histogram of durations for every RPC.
     pub extensive_metrics: bool,
     /// Further places where metrics and health are served.
@@ -260,6 +262,8 @@ pub struct Config {
     pub log: LogConfig,
     /// An apply that takes longer is counted and logged.
     pub warning_apply: Duration,
+    /// A request that takes longer to its only answer is logged.
+    pub warning_request: Duration,
     /// Leave out every fsync. Dangerous.
     pub unsafe_no_fsync: bool,
     /// Threads that serve requests; 0 to choose from the number of cores.

@@ -50,6 +50,7 @@ impl Config {
             wal_dir,
             listen_client_urls,
             listen_peer_urls,
+            grpc_gateway: values.bool("enable-grpc-gateway"),
             extensive_metrics: choice(&values, "metrics", &[("basic", false), ("extensive", true)])?,
             listen_metrics_urls: listen(&values, "listen-metrics-urls", false)?,
             advertise_client_urls,
@@ -84,6 +85,7 @@ impl Config {
             host_whitelist: allowed(&values, "host-whitelist"),
             log: log(&values)?,
             warning_apply: values.duration("warning-apply-duration"),
+            warning_request: values.duration("warning-unary-request-duration"),
             unsafe_no_fsync: values.bool("unsafe-no-fsync"),
             worker_threads: values.int("worker-threads")?,
             name,
@@ -303,6 +305,8 @@ mod tests {
         assert_eq!((config.max_txn_ops, config.max_request_bytes), (128, 1_572_864));
         assert_eq!(config.quota_bytes(), Some(2 << 30));
         assert_eq!(config.auto_compaction, AutoCompaction::Off);
+        let (warn_ms, warn_apply_ms) = (config.warning_request.as_millis(), config.warning_apply.as_millis());
+        assert_eq!((warn_ms, warn_apply_ms, config.grpc_gateway), (300, 100, true));
         assert!(config.workers().home >= 1);
         for (threads, home, lanes) in [(1, 1, 0), (2, 1, 1), (3, 2, 1), (8, 4, 4)] {
             let config = self::config(&[&format!("--worker-threads={threads}")]).unwrap();

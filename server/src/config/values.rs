@@ -1,7 +1,7 @@
 //! Where the value of a flag comes from: command line, environment or config file.
 //!
 //! **Invariant**: a flag beats `TALLY_…`, which beats `ETCD_…`, which beats the default; and a config file, once named,
-//! is the only source.
+//! is the only source. A variable that is empty is not set: compose files and unit files pass on what they do not have.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -54,9 +54,13 @@ impl Values {
         let env: BTreeMap<String, String> = env.collect();
         for flag in FLAGS {
             let name = flag.name.to_uppercase().replace('-', "_");
-            let variable = ENV_PREFIXES.iter().map(|prefix| format!("{prefix}{name}")).find(|v| env.contains_key(v));
-            if let Some(variable) = variable {
-                self.set(flag, env[&variable].clone(), &format!("${variable}"))?;
+            let given = ENV_PREFIXES.iter().find_map(|prefix| {
+                let variable = format!("{prefix}{name}");
+                let value = env.get(&variable).filter(|value| !value.is_empty())?;
+                Some((variable, value))
+            });
+            if let Some((variable, value)) = given {
+                self.set(flag, value.clone(), &format!("${variable}"))?;
             }
         }
         for variable in env.keys().filter(|name| ENV_PREFIXES.iter().any(|prefix| name.starts_with(prefix))) {
@@ -197,6 +201,21 @@ mod tests {
     }
 
     #[test]
+    fn empty_variables_are_not_set() {
+        let (etcd, empty) = (("ETCD_NAME", "etcd"), ("TALLY_NAME", ""));
+        assert_eq!(collect(&[], &[etcd, empty]).unwrap().text("name"), "etcd");
+        assert_eq!(collect(&[], &[("ETCD_NAME", ""), empty]).unwrap().text("name"), "default");
+        // Emptiness is no number, no boolean, and no feature that would have to be refused.
+        let unset = [("ETCD_ELECTION_TIMEOUT", ""), ("ETCD_UNSAFE_NO_FSYNC", ""), ("TALLY_AUTH_TOKEN", "")];
+        let values = collect(&[], &unset).unwrap();
+        assert_eq!((values.int::<u64>("election-timeout").unwrap(), values.bool("unsafe-no-fsync")), (1000, false));
+        assert!(values.notices.is_empty(), "{:?}", values.notices);
+        // On the command line it is a value like any other.
+        assert_eq!(collect(&["--name="], &[etcd]).unwrap().text("name"), "");
+        assert!(collect(&["--election-timeout="], &[]).is_err());
+    }
+
+    #[test]
     fn all_spellings_of_go_work() {
         for args in [&["-name", "x"][..], &["--name", "x"], &["-name=x"], &["--name=x"]] {
             assert_eq!(collect(args, &[]).unwrap().text("name"), "x");
@@ -228,6 +247,15 @@ mod tests {
         assert!(collect(&["--cert-file=/x"], &[]).unwrap_err().to_string().contains("TLS"));
         assert!(collect(&["--cert-file=", "--auto-tls=false", "--pre-vote=true"], &[]).is_ok());
         assert!(collect(&["--discovery=http://x"], &[]).is_err());
+        assert!(collect(&["--discovery-dial-timeout=9s"], &[]).unwrap_err().to_string().contains("initial-cluster"));
+        assert!(
+            collect(&["--discovery-dial-timeout=2s", "--discovery-insecure-transport=true", "--proxy=off"], &[])
+                .is_ok()
+        );
+        assert!(collect(&["--proxy=on"], &[]).unwrap_err().to_string().contains("member"));
+        assert!(collect(&["--enable-log-rotation"], &[]).unwrap_err().to_string().contains("copytruncate"));
+        let http = collect(&["--listen-client-http-urls=http://localhost:1"], &[]).unwrap_err().to_string();
+        assert!(http.contains("--listen-client-urls"), "{http}");
         assert!(collect(&["--enable-pprof"], &[]).unwrap_err().to_string().contains("perf"));
     }
 

@@ -241,7 +241,7 @@ impl Barrier {
         // reached, and the next one names a lower one.
         let mut confirmed: VecDeque<Ending> = VecDeque::new();
         let mut asked: Asked = None;
-        let patience = source.timeout;
+        let patience = source.timeout.max(Duration::from_millis(1));
         let mut looks = tokio::time::interval(patience);
         loop {
             let least = confirmed.iter().map(|ending| ending.index).min().unwrap_or(0);

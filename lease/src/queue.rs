@@ -287,15 +287,32 @@ impl ExpiryQueue {
     }
 
     /// Brings the queue in line with a table whose changes were not all heard: new leases begin at `now_ms`. O(n log n).
+    ///
+    /// A lease that was revoked and granted again meanwhile may look like the one before. So none ends before its whole time
+    /// from `now_ms` on, unless a note shows that it is the one that is known. One that was handed out as expired is not
+    /// renewed, as its revocation may be in the log; it is handed out again after that time.
     pub fn resync(&mut self, leases: impl IntoIterator<Item = (i64, Lease)>, now_ms: u64) {
         let table: BTreeMap<i64, Lease> = leases.into_iter().collect();
         let gone: Vec<i64> = self.entries.keys().filter(|id| !table.contains_key(id)).copied().collect();
         gone.into_iter().for_each(|id| self.revoked(id));
         for (id, lease) in table {
-            match self.entries.get(&id) {
-                Some(entry) if entry.lease.granted_s == lease.granted_s => self.noted(id, lease.remaining_s),
-                Some(_) | None => self.granted(id, lease, now_ms),
+            let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.lease.granted_s == lease.granted_s) else {
+                self.granted(id, lease, now_ms);
+                continue;
+            };
+            // What is granted has no note, unless it meets one that was on its way.
+            if lease.remaining_s == 0 || entry.noting {
+                let end_ms = now_ms.saturating_add(ms(lease.granted_s));
+                if entry.doomed {
+                    if let Some(at) = entry.queued_ms.take() {
+                        self.ends.remove(&(at, id));
+                    }
+                    self.retry(&[id], end_ms);
+                } else {
+                    entry.end_ms = entry.end_ms.max(end_ms);
+                }
             }
+            self.noted(id, lease.remaining_s);
         }
     }
 

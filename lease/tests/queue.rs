@@ -38,12 +38,25 @@ fn a_lease_handed_out_as_expired_is_not_renewed_any_more() {
     assert_eq!(queue.renew(1, lease, 3_000), Renewal::Expired, "whatever the time");
     queue.retry(&[1, 77], 6_000);
     assert_eq!(queue.renew(1, lease, 4_000), Renewal::Expired);
+    assert_eq!(queue.renew(1, lease, 3_000), Renewal::Expired, "its revocation may be in the log");
     assert_eq!((queue.expired(5_999, 9), queue.expired(6_000, 9)), (vec![], vec![1]));
     queue.revoked(1);
     queue.retry(&[1], 7_000);
     assert_eq!(queue.expired(u64::MAX, 9), []);
     queue.granted(1, lease, 7_000);
     assert_eq!(queue.renew(1, lease, 8_000), Renewal::Renewed { ttl_s: 2 }, "granted anew");
+}
+
+#[test]
+fn what_does_not_fit_into_an_answer_comes_with_the_next() {
+    let mut queue = primary([], 0);
+    (1..=3).for_each(|id| queue.granted(id, Lease::granted(10), 0));
+    assert_eq!(queue.due_notes(5_000, 2), [(1, 5), (2, 5)]);
+    assert_eq!(queue.due_notes(5_000, 2), [(3, 5)]);
+    assert_eq!(queue.due_notes(5_000, 2), []);
+    assert_eq!(queue.expired(10_000, 2), [1, 2]);
+    assert_eq!(queue.expired(10_000, 2), [3]);
+    assert_eq!(queue.expired(10_000, 2), []);
 }
 
 #[test]
@@ -74,6 +87,13 @@ fn ends_are_spread_at_promotion() {
     }
     assert_eq!(ended.len(), 3_000);
     assert_eq!(primary([(1, Lease::granted(60))], 0).expired(60_999, 9), []);
+}
+
+#[test]
+fn a_short_lease_does_not_end_with_a_long_one_of_a_lower_id() {
+    let mut queue = primary([(1, Lease::granted(600)), (2, Lease::granted(10))], 0);
+    assert_eq!((queue.time_to_live(1, 0), queue.time_to_live(2, 0)), (Some(601), Some(11)));
+    assert_eq!((queue.expired(10_999, 9), queue.expired(11_000, 9)), (vec![], vec![2]));
 }
 
 #[test]
@@ -137,12 +157,115 @@ fn a_hand_over_notes_whatever_is_worth_a_second() {
     assert_eq!(queue.all_notes(1_000, None, 9), [], "all of them are on their way");
 }
 
+/// An answer that has fewer than it may is the last, so those that are not worth a note do not count.
+#[test]
+fn a_hand_over_is_not_over_while_more_is_worth_a_note() {
+    let mut queue = primary([], 0);
+    (1..=5).for_each(|id| queue.granted(id, Lease::granted(100), 0));
+    for id in [1, 2] {
+        assert_eq!(queue.renew(id, Lease::granted(100), 1_000), Renewal::Renewed { ttl_s: 100 });
+    }
+    assert_eq!(queue.all_notes(1_000, None, 2), [(3, 99), (4, 99)]);
+    assert_eq!(queue.all_notes(1_000, Some(4), 2), [(5, 99)]);
+}
+
+/// 0 would be its whole time.
+#[test]
+fn a_hand_over_notes_a_second_of_what_is_over() {
+    for now_ms in [9_001, 10_000, 25_000] {
+        let mut queue = primary([], 0);
+        queue.granted(1, Lease::granted(10), 0);
+        assert_eq!(queue.all_notes(now_ms, None, 9), [(1, 1)]);
+    }
+}
+
 #[test]
 fn resync_keeps_what_was_known_and_learns_the_rest() {
     let mut queue = primary([(1, Lease::granted(10)), (2, Lease::granted(10))], 0);
     queue.resync([(2, Lease { granted_s: 10, remaining_s: 4 }), (3, Lease::granted(20))], 5_000);
     assert_eq!([1, 2, 3].map(|id| queue.time_to_live(id, 5_000)), [None, Some(6), Some(20)]);
     assert_eq!(queue.renew(2, Lease { granted_s: 10, remaining_s: 4 }, 5_000), Renewal::Noted);
+}
+
+#[test]
+fn resync_takes_over_what_is_noted() {
+    let mut queue = primary([], 0);
+    queue.granted(1, Lease::granted(10), 0);
+    queue.resync([(1, Lease { granted_s: 10, remaining_s: 4 })], 5_000);
+    assert_eq!(queue.due_notes(5_000, 9), []);
+    assert_eq!(queue.all_notes(6_500, None, 9), [], "4 are left and 4 are noted");
+    assert_eq!(queue.due_notes(8_000, 9), [(1, 2)]);
+}
+
+#[test]
+fn resync_takes_a_lease_with_another_time_to_live_for_a_new_one() {
+    for ended in [vec![], vec![1]] {
+        let mut queue = primary([], 0);
+        queue.granted(1, Lease::granted(10), 0);
+        assert_eq!(queue.expired(if ended.is_empty() { 5_000 } else { 10_000 }, 9), ended);
+        queue.resync([(1, Lease::granted(60))], 10_000);
+        assert_eq!(queue.time_to_live(1, 10_000), Some(60));
+        assert_eq!((queue.due_notes(39_999, 9), queue.due_notes(40_000, 9)), (vec![], vec![(1, 30)]));
+        assert_eq!((queue.expired(69_999, 9), queue.expired(70_000, 9)), (vec![], vec![1]));
+    }
+}
+
+/// One that was revoked and granted again while changes were lost looks like the one before.
+#[test]
+fn resync_gives_a_lease_that_may_be_a_new_one_its_whole_time() {
+    let lease = Lease::granted(10);
+    let mut queue = primary([], 0);
+    queue.granted(1, lease, 0);
+    queue.resync([(1, lease)], 5_000);
+    assert_eq!(queue.time_to_live(1, 5_000), Some(10));
+    assert_eq!(queue.expired(14_999, 9), []);
+    assert_eq!(queue.renew(1, lease, 14_999), Renewal::Renewed { ttl_s: 10 });
+    assert_eq!(queue.due_notes(14_999, 9), []);
+    assert_eq!((queue.expired(24_998, 9), queue.expired(24_999, 9)), (vec![], vec![1]));
+    // It never takes any.
+    let mut queue = primary([(1, lease)], 0);
+    queue.resync([(1, lease)], 0);
+    assert_eq!((queue.expired(10_999, 9), queue.expired(11_000, 9)), (vec![], vec![1]));
+}
+
+/// A note that was on its way may have met the new one.
+#[test]
+fn resync_gives_a_lease_whose_note_was_on_its_way_its_whole_time() {
+    let noted = Lease { granted_s: 10, remaining_s: 5 };
+    let mut queue = primary([], 0);
+    queue.granted(1, Lease::granted(10), 0);
+    assert_eq!(queue.due_notes(5_000, 9), [(1, 5)]);
+    queue.resync([(1, noted)], 6_000);
+    assert_eq!(queue.renew(1, noted, 6_000), Renewal::Noting, "until it is settled");
+    queue.settle([1]);
+    assert_eq!(queue.renew(1, noted, 6_000), Renewal::Noted);
+    assert_eq!((queue.expired(15_999, 9), queue.expired(16_000, 9)), (vec![], vec![1]));
+}
+
+/// Its revocation may still be in the log, or it was done and this is another lease.
+#[test]
+fn resync_hands_out_again_what_was_handed_out_and_is_in_the_table() {
+    let lease = Lease::granted(10);
+    // The outcome of the revocation is not known yet; or was known before, or comes after, and it is to be tried again.
+    for (before, after) in [(false, false), (true, false), (false, true)] {
+        let mut queue = primary([], 0);
+        queue.granted(1, lease, 0);
+        assert_eq!(queue.expired(10_000, 9), [1]);
+        if before {
+            queue.retry(&[1], 14_000);
+        }
+        queue.resync([(1, lease)], 12_000);
+        if after {
+            queue.retry(&[1], 15_000);
+        }
+        assert_eq!(queue.renew(1, lease, 12_000), Renewal::Expired);
+        assert_eq!(queue.time_to_live(1, 12_000), Some(0));
+        assert_eq!(queue.expired(21_999, 9), [], "it may be a new one");
+        assert_eq!(queue.expired(22_000, 9), [1]);
+        assert_eq!(queue.expired(u64::MAX, 9), [], "once");
+        queue.resync([], 30_000);
+        assert!(queue.is_empty());
+    }
 }
 
 /// What the model knows of a lease.

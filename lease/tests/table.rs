@@ -132,6 +132,37 @@ fn equal_tables_have_equal_sums_whatever_led_there() {
     assert_eq!(other.sum(), 0);
 }
 
+#[test]
+fn tables_whose_leases_have_changed_places_have_other_sums() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let mut batch = backend.batch();
+    let [one, other] = [(10, 20), (20, 10)].map(|(first, second)| {
+        let mut leases = Leases::default();
+        leases.grant(1, first, &mut batch);
+        leases.grant(2, second, &mut batch);
+        leases.sum()
+    });
+    assert_ne!(one, other);
+}
+
+#[test]
+fn times_to_live_are_counted_up_to_powers_of_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let mut batch = backend.batch();
+    let mut leases = Leases::default();
+    for (id, ttl_s) in (1..).zip([1, 2, 3, 4, 1 << 23, (1 << 23) + 1, TTL_MAX_S]) {
+        leases.grant(id, ttl_s, &mut batch);
+    }
+    let mut expected = [0; 25];
+    for (bucket, count) in [(0, 1), (1, 1), (2, 2), (23, 1), (24, 2)] {
+        expected[bucket] = count;
+    }
+    assert_eq!(leases.metrics().ttl_buckets(), expected);
+    assert_eq!(leases.metrics().granted_total(), 7);
+}
+
 /// The bytes must never change: stores written by every version stay readable, and replicas of two versions agree.
 #[test]
 fn golden_records_of_version_1() {

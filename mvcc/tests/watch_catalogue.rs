@@ -51,6 +51,29 @@ fn row_38_a_store_that_is_replaced_repeats_nothing_and_loses_nothing() {
     }
 }
 
+/// Not taken when the store goes, and in its logs no more, or the last that it had.
+#[test]
+fn row_38_what_was_not_taken_from_a_store_that_is_replaced_is_read_from_the_next() {
+    for (other, window) in [(false, 8), (true, 8), (true, 1)] {
+        let mut store = store_with_window(window);
+        let mut watching = Watching::new(&store.reader);
+        let ids = [watching.create(single("k"), 0), watching.create(between("k", "l"), 0)];
+        watching.create(single("other"), 0);
+        assert!(watching.drain().is_empty());
+        store.set("k", "1");
+        if other {
+            store.set("other", "2");
+        }
+        (store.writer, store.reader) = open(&store.backend, narrow(window)).unwrap();
+        assert!(matches!(watching.step(), Some(Step::Closed)) && watching.stream.attach(&store.reader));
+        let batches = watching.batches();
+        for id in ids {
+            let seen: Vec<_> = batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect();
+            assert_eq!(seen, [put_of(2, "k", "1")]);
+        }
+    }
+}
+
 #[test]
 fn row_38_a_store_that_is_behind_goes_on_where_the_watcher_is() {
     let mut ahead = Store::new();
@@ -219,6 +242,28 @@ fn row_40_a_slow_watcher_gets_everything_or_is_canceled() {
     assert_eq!(canceled, [key, range]);
 }
 
+/// The window was taken by others before it looked, and its own log has nothing left.
+#[test]
+fn row_40_a_watcher_whose_log_was_forgotten_reads_history_before_progress() {
+    let mut store = store_with_window(1);
+    let mut watching = Watching::new(&store.reader);
+    let ids = [watching.create(single("k"), 0), watching.create(between("k", "l"), 0)];
+    let other = watching.create(single("other"), 0);
+    store.set("k", "1");
+    store.set("other", "2");
+    watching.stream.request_progress();
+    let mut told = watching.drain();
+    assert!(matches!(told.pop(), Some(Delivery::Progress { id: None, revision: 3 })), "{told:?}");
+    let batch = |delivery| match delivery {
+        Delivery::Events(batch) => (batch.id, changes(&batch)),
+        other => panic!("{other:?}"),
+    };
+    let mut seen: Vec<_> = told.into_iter().map(batch).collect();
+    seen.sort_unstable();
+    let put = |id| (id, vec![put_of(2, "k", "1")]);
+    assert_eq!(seen, [put(ids[0]), put(ids[1]), (other, vec![put_of(3, "other", "2")])]);
+}
+
 #[test]
 fn row_40_a_compaction_during_the_reading_is_noticed() {
     let mut store = store_with_window(1);
@@ -238,6 +283,91 @@ fn row_40_a_compaction_during_the_reading_is_noticed() {
     let told = watching.drain();
     assert!(told.iter().all(|delivery| matches!(delivery, Delivery::Canceled { compact_revision: 4, .. })), "{told:?}");
     assert_eq!(told.len(), 2);
+}
+
+/// What is read of a range is not the state alone that the reading began with: somebody writes, compacts and sweeps all the
+/// time, and what is gone by the time that the records are looked at is missed.
+#[test]
+fn row_40_what_is_swept_during_the_reading_is_not_passed_over() {
+    const CYCLES: usize = 300;
+    let mut store = Store::new();
+    let reader = store.reader.clone();
+    let limits = WatchLimits { batch_events: usize::MAX, batch_bytes: usize::MAX, ..WatchLimits::default() };
+    let (mut read, mut canceled) = (0, 0);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for _ in 0..CYCLES {
+                for _ in 0..20 {
+                    store.set("k", "v");
+                }
+                store.compact_now(store.writer.revision());
+                let no_waiting = SweepLimits { wait_for_views: false, ..SweepLimits::default() };
+                while !matches!(store.reader.sweep(no_waiting).unwrap(), tally_mvcc::SweepProgress::Done) {}
+            }
+        });
+        while !writer.is_finished() {
+            let mut watching = Watching::with(&reader, limits);
+            let start = reader.compact_revision().max(2);
+            // Single keys are read first, so it takes a moment from the choice of the state until the range is scanned.
+            (0..40).for_each(|_| _ = watching.create(single("k"), start));
+            let range = watching.create(between("k", "l"), start);
+            while !writer.is_finished() {
+                match watching.step() {
+                    Some(Step::Read(history)) => watching.stream.absorb(history.read()),
+                    Some(Step::Deliver(Delivery::Events(batch))) if batch.id == range => {
+                        // Every revision has put the key.
+                        let revisions: Vec<i64> = batch.events.iter().map(|event| event.revision()).collect();
+                        assert_eq!(revisions, (start..start + revisions.len() as i64).collect::<Vec<_>>());
+                        read += 1;
+                        break;
+                    }
+                    Some(Step::Deliver(Delivery::Canceled { id, .. })) if id == range => {
+                        canceled += 1;
+                        break;
+                    }
+                    Some(Step::Deliver(Delivery::Events(_) | Delivery::Canceled { .. })) => {}
+                    None => std::thread::yield_now(),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    });
+    // How many of each is up to the machine.
+    assert!(read + canceled > 0);
+}
+
+/// What is compacted is gone for everybody, also if others still have it to take.
+#[test]
+fn row_40_a_start_that_is_compacted_is_canceled_although_a_log_has_it() {
+    let mut store = Store::new();
+    let mut live = Watching::new(&store.reader);
+    let ids = [live.create(single("k"), 0), live.create(between("k", "l"), 0)];
+    store.set("k", "1");
+    store.set("k", "2");
+    store.compact_now(3);
+    let mut other = Watching::new(&store.reader);
+    for range in [single("k"), between("k", "l")] {
+        let late = other.create(range, 2);
+        let told = other.drain();
+        assert!(
+            matches!(told[..], [Delivery::Canceled { id, compact_revision: 3, revision: 3 }] if id == late),
+            "{told:?}"
+        );
+    }
+    let late = live.create(single("k"), 2);
+    let (mut batches, mut canceled) = (Vec::new(), Vec::new());
+    for delivery in live.drain() {
+        match delivery {
+            Delivery::Events(batch) => batches.push(batch),
+            Delivery::Canceled { id, .. } => canceled.push(id),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(canceled, [late]);
+    for id in ids {
+        let seen: Vec<_> = batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect();
+        assert_eq!(seen, [put_of(2, "k", "1"), put_of(3, "k", "2")]);
+    }
 }
 
 /// #18089 and #19179: the tombstone at the compaction revision was gone for a watcher from that very revision.
@@ -289,7 +419,11 @@ fn row_43_a_watch_from_the_future_gets_nothing_older() {
     // Replaced by a store that is no further, it still waits for its revision.
     store.reopen();
     assert!(matches!(watching.step(), Some(Step::Closed)) && watching.stream.attach(&store.reader));
-    assert!(watching.drain().is_empty());
+    for _ in 0..2 {
+        watching.stream.tick();
+        watching.stream.request_progress();
+        assert!(watching.drain().is_empty(), "revision 3 is below the start");
+    }
     store.set("k", "3");
     store.set("k", "4");
     assert_eq!(watching.changes(id), [put_of(4, "k", "3"), put_of(5, "k", "4")]);
@@ -379,6 +513,33 @@ fn row_46_a_transaction_of_nested_writes_gives_each_event_once() {
     for id in ids {
         let seen: Vec<_> = batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect();
         assert_eq!(seen, [put_of(3, "a", "1"), put_of(3, "b", "2"), delete_of(3, "gone")]);
+    }
+}
+
+/// etcd lets a transaction put a key that it deleted, if the range that it deletes has no end: the key changes twice in one
+/// revision, and no piece of its history ends between the two.
+#[test]
+fn row_46_a_revision_that_changes_a_key_twice_comes_whole_from_history() {
+    let mut store = Store::new();
+    store.set("k", "1");
+    let twice = TxnRequest {
+        success: vec![common::delete(between("k", "\0")), common::put("k", "2")],
+        ..TxnRequest::default()
+    };
+    assert_eq!(twice.validate(128), Ok(()));
+    store.txn(&twice).unwrap();
+    store.commit();
+    store.set("k", "3");
+    let all = [
+        (2, vec![put_of(2, "k", "1")]),
+        (3, vec![delete_of(3, "k"), put_of(3, "k", "2")]),
+        (4, vec![put_of(4, "k", "3")]),
+    ];
+    for range in [single("k"), between("k", "l")] {
+        let mut watching = Watching::with(&store.reader, WatchLimits { batch_events: 1, ..WatchLimits::default() });
+        watching.create(range, 1);
+        let seen: Vec<_> = watching.batches().iter().map(|batch| (batch.revision, changes(batch))).collect();
+        assert_eq!(seen, all);
     }
 }
 

@@ -3,14 +3,29 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::watching::{Watching, changes, delete_of, put_of};
 use common::{Store, between, delete, put, single};
-use tally_mvcc::{CreateError, Delivery, Filters, KeyRange, PROGRESS_REQUESTS_MAX, TxnRequest, WatchLimits, WatchSpec};
+use tally_mvcc::{
+    CreateError, Delivery, ENCODINGS, Filters, KeyRange, PROGRESS_REQUESTS_MAX, Step, TxnRequest, WatchLimits,
+    WatchSpec,
+};
 
 fn with(range: KeyRange, change: impl FnOnce(&mut WatchSpec)) -> WatchSpec {
     let mut spec = WatchSpec::new(range);
     change(&mut spec);
     spec
+}
+
+/// Streams with one watcher each, all of one range, that sleep.
+fn sleepers(store: &Store, range: &KeyRange, count: usize) -> Vec<Watching> {
+    let sleeper = |_| {
+        let mut watching = Watching::new(&store.reader);
+        watching.create(range.clone(), 0);
+        assert!(watching.drain().is_empty());
+        watching
+    };
+    (0..count).map(sleeper).collect()
 }
 
 #[test]
@@ -87,24 +102,28 @@ fn what_cannot_be_watched_is_refused_and_the_stream_goes_on() {
 fn filters_leave_out_what_is_not_wanted() {
     let mut store = Store::new();
     let mut watching = Watching::new(&store.reader);
-    let filtered = |no_put, no_delete| {
-        with(KeyRange::all(), |spec| {
+    let filtered = |range, no_put, no_delete| {
+        with(range, |spec| {
             spec.start = 1;
             spec.filters = Filters { no_put, no_delete };
         })
     };
     store.set("a", "1");
     store.unset("a");
-    for spec in [filtered(true, false), filtered(false, true), filtered(true, true)] {
-        watching.stream.create(spec).unwrap();
+    for range in [KeyRange::all(), single("a")] {
+        for (no_put, no_delete) in [(true, false), (false, true), (true, true)] {
+            watching.stream.create(filtered(range.clone(), no_put, no_delete)).unwrap();
+        }
     }
     // From history, then live.
     for more in 0..2 {
         let batches = watching.batches();
         let of = |id: i64| batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect::<Vec<_>>();
-        assert_eq!(of(0), [delete_of(3 + 2 * more, "a")]);
-        assert_eq!(of(1), [put_of(2 + 2 * more, "a", "1")]);
-        assert!(of(2).is_empty());
+        for first in [0, 3] {
+            assert_eq!(of(first), [delete_of(3 + 2 * more, "a")]);
+            assert_eq!(of(first + 1), [put_of(2 + 2 * more, "a", "1")]);
+            assert!(of(first + 2).is_empty());
+        }
         store.set("a", "1");
         store.unset("a");
     }
@@ -114,6 +133,8 @@ fn filters_leave_out_what_is_not_wanted() {
 fn what_a_key_had_before_is_told_to_those_who_ask() {
     let mut store = Store::new();
     let mut watching = Watching::new(&store.reader);
+    // It has its events in common with one that does not ask, and was there before.
+    watching.create(KeyRange::all(), 0);
     let asks = watching.stream.create(with(KeyRange::all(), |spec| spec.prev_kv = true)).unwrap().id;
     store.set("a", "1");
     store.set("a", "2");
@@ -150,6 +171,117 @@ fn a_stream_is_woken_once_for_a_publication_and_not_for_other_keys() {
     assert_eq!(watching.batches().iter().map(|batch| batch.events.len()).sum::<usize>(), 20 * 4);
     store.set("k", "5");
     assert_eq!(watching.woken(), 2);
+}
+
+/// A task that polls may not be the one that polled before.
+#[test]
+fn whoever_polled_last_is_woken() {
+    let mut store = Store::new();
+    let mut watching = sleepers(&store, &single("k"), 1).remove(0);
+    let before = std::mem::take(&mut watching.bell);
+    assert!(watching.drain().is_empty());
+    store.set("k", "1");
+    assert_eq!(watching.woken(), 1);
+    watching.bell = before;
+    assert_eq!(watching.woken(), 0);
+    assert_eq!(watching.changes(0), [put_of(2, "k", "1")]);
+}
+
+#[test]
+fn a_stream_that_sleeps_is_woken_when_its_store_is_closed() {
+    let mut store = Store::new();
+    let mut streams = sleepers(&store, &single("k"), 2);
+    store.reopen();
+    for watching in &mut streams {
+        assert_eq!(watching.woken(), 1);
+        assert!(matches!(watching.step(), Some(Step::Closed)));
+    }
+}
+
+#[test]
+fn a_stream_that_leaves_a_range_leaves_the_others_there() {
+    let mut store = Store::new();
+    for (range, count, cancels) in [
+        (single("k"), 2, true),
+        (single("k"), 2, false),
+        (single("k"), 4, true),
+        (single("k"), 4, false),
+        (between("j", "l"), 2, true),
+        (between("j", "l"), 2, false),
+        (between("j", "l"), 4, true),
+        (between("j", "l"), 4, false),
+    ] {
+        for leaves in 0..count {
+            let mut streams = sleepers(&store, &range, count);
+            let mut gone = Some(streams.remove(leaves));
+            if cancels {
+                assert!(gone.as_mut().unwrap().stream.cancel(0));
+            } else {
+                gone = None;
+            }
+            let put = vec![put_of(store.set("k", "1"), "k", "1")];
+            for watching in &mut streams {
+                assert_eq!((watching.woken(), watching.changes(0)), (1, put.clone()), "{leaves} of {count} left");
+            }
+            assert!(gone.is_none_or(|mut gone| gone.woken() == 0 && gone.drain().is_empty()));
+        }
+    }
+}
+
+#[test]
+fn what_was_published_before_a_stream_leaves_is_still_there_for_the_others() {
+    let mut store = Store::new();
+    for range in [single("k"), between("j", "l")] {
+        let mut streams = sleepers(&store, &range, 3);
+        let revision = store.set("k", "1");
+        drop(streams.remove(0));
+        assert!(streams[0].stream.cancel(0));
+        streams[1].stream.request_progress();
+        match &streams[1].drain()[..] {
+            [Delivery::Events(batch), Delivery::Progress { id: None, revision: told }] => {
+                assert_eq!((changes(batch), *told), (vec![put_of(revision, "k", "1")], revision));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_mark_comes_back_from_history_and_live() {
+    let mut store = Store::new();
+    store.set("k", "1");
+    let mut watching = Watching::new(&store.reader);
+    for range in [single("k"), between("j", "l")] {
+        for mark in [true, false] {
+            let spec = WatchSpec { start: 1, mark, ..WatchSpec::new(range.clone()) };
+            watching.stream.create(spec).unwrap();
+        }
+    }
+    for _ in ["from history", "live"] {
+        let mut marks: Vec<_> = watching.batches().iter().map(|batch| (batch.id, batch.mark)).collect();
+        marks.sort_unstable();
+        assert_eq!(marks, [(0, true), (1, false), (2, true), (3, false)]);
+        store.set("k", "2");
+    }
+}
+
+#[test]
+fn each_encoding_of_an_event_has_a_place_of_its_own() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    watching.create(single("k"), 0);
+    store.set("k", "1");
+    let batches = watching.batches();
+    let event = &batches[0].events[0];
+    for made in [true, false] {
+        for slot in 0..ENCODINGS {
+            let encoding = event.encoding(slot, |_| {
+                assert!(made, "it is kept");
+                Bytes::from(slot.to_string())
+            });
+            assert_eq!(*encoding, slot.to_string());
+        }
+    }
 }
 
 #[test]
@@ -193,6 +325,46 @@ fn nothing_comes_after_a_cancellation() {
 }
 
 #[test]
+fn watchers_of_one_range_are_at_different_revisions() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    for range in [single("k"), between("j", "l")] {
+        let first = watching.create(range.clone(), 0);
+        // Not taken when the others come: they take nothing from the first, nor get what is its alone.
+        let two = [1, 2].map(|_| put_of(store.set("k", "v"), "k", "v"));
+        let now = watching.create(range.clone(), 0);
+        let three = put_of(store.set("k", "v"), "k", "v");
+        let future = watching.create(range, three.0 + 2);
+        let four = [1, 2].map(|_| put_of(store.set("k", "v"), "k", "v"));
+        let batches = watching.batches();
+        let of = |id: i64| batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect::<Vec<_>>();
+        assert_eq!(of(first), [&two[..], std::slice::from_ref(&three), &four].concat());
+        assert_eq!(of(now), [std::slice::from_ref(&three), &four[..]].concat());
+        assert_eq!(of(future), four[1..]);
+        [first, now, future].into_iter().for_each(|id| assert!(watching.stream.cancel(id)));
+    }
+}
+
+/// The first was canceled when it was about to be looked at.
+#[test]
+fn a_watcher_in_the_place_of_another_hears_of_its_own_key() {
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    watching.create(single("a"), 0);
+    let goes = watching.create(single("b"), 0);
+    store.txn(&TxnRequest { success: vec![put("a", "1"), put("b", "1")], ..TxnRequest::default() }).unwrap();
+    store.commit();
+    assert!(matches!(watching.step(), Some(Step::Deliver(Delivery::Events(batch))) if batch.id != goes));
+    assert!(watching.stream.cancel(goes));
+    let comes = watching.create(single("c"), 0);
+    store.set("c", "2");
+    assert_eq!(watching.woken(), 0, "it has not slept yet");
+    assert_eq!(watching.changes(comes), [put_of(3, "c", "2")]);
+    store.set("c", "3");
+    assert_eq!((watching.woken(), watching.changes(comes)), (1, vec![put_of(4, "c", "3")]));
+}
+
+#[test]
 fn ticks_tell_quiet_watchers_how_far_they_are() {
     let mut store = Store::new();
     let mut watching = Watching::new(&store.reader);
@@ -212,6 +384,50 @@ fn ticks_tell_quiet_watchers_how_far_they_are() {
     };
     assert_eq!(told(), [(Some(quiet), 2)], "a tick is left out after an event");
     assert_eq!(told(), [(Some(quiet), 2), (Some(busy), 2)]);
+}
+
+/// Looking around takes the stream a moment, and somebody writes all the time: what is published in that moment is not
+/// passed over by the progress that is told.
+#[test]
+fn progress_is_not_told_before_what_is_published_meanwhile() {
+    const LAST: i64 = 20_000;
+    let mut store = Store::new();
+    let mut watching = Watching::new(&store.reader);
+    watching.create(single("k"), 0);
+    watching.create(single("past"), 0);
+    let (mut seen, mut told) = (1, 0);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| (2..=LAST).for_each(|revision| assert_eq!(store.set("k", "v"), revision)));
+        loop {
+            let is_last = writer.is_finished();
+            // The more watchers of the past have come and gone, the longer it takes to find that none is behind.
+            for _ in 0..200 {
+                let gone = watching.create(single("past"), 1);
+                assert!(watching.stream.cancel(gone));
+            }
+            watching.stream.request_progress();
+            for delivery in watching.drain() {
+                match delivery {
+                    Delivery::Events(batch) => {
+                        for event in batch.events.iter() {
+                            assert_eq!(event.revision(), seen + 1, "an event is lost");
+                            seen += 1;
+                        }
+                    }
+                    Delivery::Progress { id: None, revision } => {
+                        assert!(revision <= seen, "progress {revision} was told after event {seen}");
+                        told += 1;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+    });
+    assert_eq!(seen, LAST);
+    assert!(told > 1);
 }
 
 #[test]
@@ -246,6 +462,12 @@ fn figures_follow_streams_and_watchers() {
     store.set("a", "1");
     assert_eq!(watching.batches().len(), 2);
     assert_eq!(store.reader.watch_figures().events(), 2);
+    // Events are counted, not batches.
+    let two = TxnRequest { success: vec![put("aa", "2"), put("ab", "2")], ..TxnRequest::default() };
+    store.txn(&two).unwrap();
+    store.commit();
+    assert_eq!(watching.batches().len(), 1);
+    assert_eq!(store.reader.watch_figures().events(), 4);
     drop(other);
     drop(watching);
     assert_eq!(figures(&store), (0, 0, 0));

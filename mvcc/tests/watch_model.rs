@@ -91,6 +91,8 @@ struct Change {
 struct Replica {
     store: Store,
     done: usize,
+    /// How often it was opened. The stores that it was before have the same backend.
+    opened: usize,
 }
 
 fn tiny() -> Options {
@@ -99,7 +101,7 @@ fn tiny() -> Options {
 
 impl Replica {
     fn new() -> Replica {
-        let mut replica = Replica { store: Store::new(), done: 0 };
+        let mut replica = Replica { store: Store::new(), done: 0, opened: 0 };
         replica.reopen();
         replica
     }
@@ -107,6 +109,7 @@ impl Replica {
     fn reopen(&mut self) {
         self.store.commit();
         (self.store.writer, self.store.reader) = open(&self.store.backend, tiny()).unwrap();
+        self.opened += 1;
     }
 
     /// Does the writes up to `upto`; returns what the last one changed, as the store has it.
@@ -277,7 +280,11 @@ struct Run {
     replicas: [Replica; 2],
     watched: usize,
     watching: Watching,
+    /// The store that the stream is attached to: which replica, and how often that had been opened.
+    attached: (usize, usize),
     out: Option<Out>,
+    /// The store that what is out is read from.
+    out_of: (usize, usize),
     check: Check,
 }
 
@@ -294,7 +301,8 @@ impl Run {
         let watching = Watching::with(&replicas[0].store.reader, limits);
         let model = Model { revision: 1, ..Model::default() };
         let check = Check { model, watchers: BTreeMap::new() };
-        Run { writes: Vec::new(), replicas, watched: 0, watching, out: None, check }
+        let attached = (0, replicas[0].opened);
+        Run { writes: Vec::new(), replicas, watched: 0, watching, attached, out: None, out_of: attached, check }
     }
 
     fn store(&mut self) -> &mut Store {
@@ -313,11 +321,13 @@ impl Run {
             None => false,
             Some(Step::Closed) => {
                 assert!(self.watching.stream.attach(&self.replicas[self.watched].store.reader));
+                self.attached = (self.watched, self.replicas[self.watched].opened);
                 true
             }
             Some(Step::Read(history)) => {
                 assert!(self.out.is_none());
                 self.out = Some(Out::Unread(history));
+                self.out_of = self.attached;
                 true
             }
             Some(Step::Deliver(Delivery::Events(batch))) => {
@@ -337,6 +347,13 @@ impl Run {
             }
             Some(Step::Deliver(Delivery::Failed(error))) => panic!("{error}"),
         }
+    }
+
+    /// Whether something will be read from a store that the watched replica was before it was opened again. A server's store
+    /// that is replaced keeps its files to itself; here the one that takes its place must not sweep them.
+    fn reads_a_former_store(&self) -> bool {
+        let is_former = |of: (usize, usize)| of.0 == self.watched && of.1 != self.replicas[of.0].opened;
+        is_former(self.attached) || (matches!(self.out, Some(Out::Unread(_))) && is_former(self.out_of))
     }
 
     /// Takes what is out one stage further.
@@ -362,6 +379,7 @@ impl Run {
             }
             Action::Write(_) => {}
             Action::Publish => self.publish(),
+            Action::Sweep if self.reads_a_former_store() => {}
             Action::Sweep => {
                 let limits = SweepLimits { records: 5, wait_for_views: false };
                 self.store().reader.sweep(limits).unwrap();

@@ -196,25 +196,33 @@ impl Lessor {
         let wanted = Arc::new(());
         let (lessor, still_wanted) = (Arc::clone(self), Arc::downgrade(&wanted));
         // Beside the caller, who may go at any moment: notes on their way have to be seen to their end, as nobody renews
-        // these leases until then.
+        // these leases until then; unless the process ends, which must not wait for what no majority takes.
         let noting = tokio::spawn(async move {
-            let mut after = None;
-            while still_wanted.strong_count() > 0 {
-                let now_ms = lessor.clock.now_ms();
-                let (term, notes) = {
-                    let mut state = lessor.lock();
-                    let Some(term) = state.term() else { return };
-                    state.follow(&lessor.clock);
-                    (term, state.queue.all_notes(now_ms, after, NOTES_PER_COMMAND))
-                };
-                let Some((last, _)) = notes.last() else { return };
-                after = Some(*last);
-                lessor.note(term, &notes).await;
+            tokio::select! {
+                () = lessor.stopped() => {}
+                () = lessor.note_while(|| still_wanted.strong_count() > 0) => {}
             }
         });
         if timeout(HAND_OVER_PATIENCE, noting).await.is_err() {
             tracing::warn!("not all leases were checkpointed before handing leadership over");
         }
         drop(wanted);
+    }
+
+    /// Notes what is left of one lease after the other.
+    async fn note_while(&self, wanted: impl Fn() -> bool) {
+        let mut after = None;
+        while wanted() {
+            let now_ms = self.clock.now_ms();
+            let (term, notes) = {
+                let mut state = self.lock();
+                let Some(term) = state.term() else { return };
+                state.follow(&self.clock);
+                (term, state.queue.all_notes(now_ms, after, NOTES_PER_COMMAND))
+            };
+            let Some((last, _)) = notes.last() else { return };
+            after = Some(*last);
+            self.note(term, &notes).await;
+        }
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use tally_mvcc::{Batch, Delivery, KeyRange, Reader, Step, WatchLimits, WatchSpec, WatchStream};
+use tally_mvcc::{Batch, Delivery, KeyRange, Options, Reader, Step, WatchLimits, WatchSpec, WatchStream, open};
+
+use super::{Store, small_cache};
 
 /// Counts how often it is woken.
 #[derive(Default)]
@@ -97,4 +99,15 @@ pub fn put_of(revision: i64, key: &str, value: &str) -> Change {
 
 pub fn delete_of(revision: i64, key: &str) -> Change {
     (revision, key.to_owned(), None)
+}
+
+/// A store whose window is so small that watchers fall behind at once.
+pub fn narrow(events: u64) -> Options {
+    Options { watch_window_events: events, ..small_cache() }
+}
+
+pub fn store_with_window(events: u64) -> Store {
+    let mut store = Store::new();
+    (store.writer, store.reader) = open(&store.backend, narrow(events)).unwrap();
+    store
 }

@@ -132,7 +132,7 @@ pub(crate) struct NetConfig {
     pub(crate) write_timeout: Duration,
     /// For a ping to be answered before the connection is given up. Pings are answered whatever the disk does.
     pub(crate) ping_timeout: Duration,
-    /// For a snapshot to be received and installed.
+    /// For each answer to a snapshot: that it is taken, and that it is installed; and for its first byte to come.
     pub(crate) install_timeout: Duration,
     /// Bytes per second of a snapshot that is sent; 0 for no limit.
     pub(crate) snapshot_rate_bytes_max: u64,

@@ -17,7 +17,7 @@ use tally_mvcc::{
 use crate::api::follow::{Followed, Follower};
 use crate::api::range::{self, Begun};
 use crate::api::state::State;
-use crate::error::{ApiError, Effect};
+use crate::error::ApiError;
 
 /// The lease of a request that names none, in seconds. Nobody keeps it alive.
 const SESSION_TTL_S: i64 = 60;
@@ -234,8 +234,9 @@ impl Drop for Leaving {
             for left in (0..LEAVING_ATTEMPTS).rev() {
                 let Ok(delete) = delete(&key) else { return };
                 match queue.if_still(&key, create_revision, delete).await {
-                    // Many may go at once, because the server has too much to do.
-                    Err(error) if left > 0 && error.effect() == Effect::None => {
+                    // Many may go at once, because the server has too much to do. Any other error is no reason to go on: a
+                    // server that stops is not held up by this.
+                    Err(ApiError::TooManyRequests) if left > 0 => {
                         tokio::time::sleep(pause).await;
                         pause *= 2;
                     }

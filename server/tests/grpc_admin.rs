@@ -30,6 +30,16 @@ fn members_are_listed_and_changed() {
         refused(cluster.member_add(add).await, Code::FailedPrecondition, "etcdserver: Peer URLs already exists");
         let nonsense = pb::MemberAddRequest { peer_ur_ls: vec!["nonsense".into()], is_learner: false };
         refused(cluster.member_add(nonsense).await, Code::InvalidArgument, "etcdserver: given member URLs are invalid");
+        // All members' URLs stand in entries and frames of bounded size.
+        let many = (1..=65).map(|port| format!("http://127.0.0.1:{port}")).collect();
+        for peer_ur_ls in [many, vec![format!("http://{}:1", "h".repeat(16 << 10))]] {
+            let large = pb::MemberUpdateRequest { id: learner.id, peer_ur_ls };
+            refused(
+                cluster.member_update(large).await,
+                Code::InvalidArgument,
+                "etcdserver: given member URLs are invalid",
+            );
+        }
         let text = "etcdserver: can only promote a learner member which is in sync with leader";
         let promote = pb::MemberPromoteRequest { id: learner.id };
         refused(cluster.member_promote(promote).await, Code::FailedPrecondition, text);

@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let log: Vec<Committed> = (1..=1000u64)
         .map(|index| {
             let put = PutRequest::new(format!("key/{}", index % 97), format!("value {index}"));
-            Committed { index, term: 1, body: Body::Command(Command::Put(put).to_bytes()) }
+            Committed { index, term: 1, body: Body::Command(Command::Put(put).to_bytes()), asked: true }
         })
         .collect();
     let mut roots = Vec::new();

@@ -11,6 +11,7 @@ use tally_lease::Leases;
 use tally_mvcc::{CheckError, Options as KvOptions, WriteError, Writer};
 
 use crate::alarm::{AlarmCommand, Alarms};
+use crate::aside::{Aside, InPlace};
 use crate::checkpoints::{self, Checkpoints};
 use crate::command::{Command, DecodeError};
 use crate::gate;
@@ -23,6 +24,9 @@ use crate::root;
 /// The feature level of a new store, and the highest that this program knows.
 pub const FEATURE_LEVEL: u32 = 1;
 
+/// A command that touches more keys than this takes longer than a chunk of small ones.
+const LONG_KEYS: u64 = 4_096;
+
 const LEVEL_KEY: &[u8] = b"apply.level";
 
 /// One committed log entry, in log order.
@@ -34,6 +38,8 @@ pub struct Committed {
     pub term: u64,
     /// What it carries.
     pub body: Body,
+    /// Whether somebody here waits for the answer: if not, what a command reads is left out of its outcome, and not read.
+    pub asked: bool,
 }
 
 /// What a log entry carries.
@@ -257,20 +263,29 @@ impl Applier {
     /// # Errors
     /// [`Fatal`]: the replica cannot follow its log. Nothing of the chunk is visible or kept, and every later call fails.
     pub fn apply(&mut self, entries: &[Committed]) -> Result<Vec<Outcome>, Fatal> {
+        self.apply_aside(entries, &InPlace)
+    }
+
+    /// As [`Applier::apply`]; commands that touch thousands of keys, and the commit of what they did, are carried out
+    /// `aside`.
+    ///
+    /// # Errors
+    /// As [`Applier::apply`].
+    pub fn apply_aside(&mut self, entries: &[Committed], aside: &impl Aside) -> Result<Vec<Outcome>, Fatal> {
         if self.stopped {
             return Err(Fatal::Stopped);
         }
-        let result = self.apply_chunk(entries);
+        let result = self.apply_chunk(entries, aside);
         self.stopped = result.is_err();
         result
     }
 
-    fn apply_chunk(&mut self, entries: &[Committed]) -> Result<Vec<Outcome>, Fatal> {
+    fn apply_chunk(&mut self, entries: &[Committed], aside: &impl Aside) -> Result<Vec<Outcome>, Fatal> {
         let Some(last) = entries.last() else { return Ok(Vec::new()) };
         let mut batch = self.backend.batch();
         let mut outcomes = Vec::with_capacity(entries.len());
         let (mut membership, mut roots) = (None, Vec::new());
-        let (mut at, mut small_state_changed) = (self.applied.index, false);
+        let (mut at, mut small_state_changed, mut any_long) = (self.applied.index, false, false);
         for entry in entries {
             if entry.index != at + 1 {
                 return Err(Fatal::Order { index: entry.index, applied: at });
@@ -286,7 +301,12 @@ impl Applier {
                     let command =
                         Command::decode(encoded).map_err(|source| Fatal::Decode { index: entry.index, source })?;
                     small_state_changed |= command.changes_small_state();
-                    self.apply_command(entry, command, &mut batch)?
+                    if self.takes_long(&command) {
+                        any_long = true;
+                        aside.run(|| self.apply_command(entry, command, &mut batch))?
+                    } else {
+                        self.apply_command(entry, command, &mut batch)?
+                    }
                 }
             };
             outcomes.push(Outcome { revision: self.kv.revision(), result });
@@ -300,11 +320,35 @@ impl Applier {
             root: self.root(),
             membership: membership.unwrap_or_else(|| self.applied.membership.clone()),
         };
-        self.commit(batch, applied, small_state_changed)?;
+        if any_long {
+            aside.run(|| self.commit(batch, applied, small_state_changed))?;
+        } else {
+            self.commit(batch, applied, small_state_changed)?;
+        }
         if !roots.is_empty() {
             self.checkpoints.extend(roots);
         }
         Ok(outcomes)
+    }
+
+    /// Whether a command touches so many keys that others should not have to wait for it.
+    fn takes_long(&self, command: &Command) -> bool {
+        let keys = match command {
+            Command::DeleteRange(request) => self.kv.extent_of_delete(request),
+            Command::Txn(request) => self.kv.extent_of_txn(request),
+            Command::LeaseRevoke { id } => self.leases.keys_up_to(*id, LONG_KEYS + 1),
+            Command::LeaseExpire { ids, .. } => ids.iter().map(|id| self.leases.keys_up_to(*id, LONG_KEYS + 1)).sum(),
+            // Every key with a history may have something to drop.
+            Command::Compact { .. } => return true,
+            Command::Put(_)
+            | Command::Alarm(_)
+            | Command::SetFeatureLevel { .. }
+            | Command::SetMember(_)
+            | Command::RemoveMember { .. }
+            | Command::LeaseGrant { .. }
+            | Command::LeaseCheckpoint { .. } => return false,
+        };
+        keys > LONG_KEYS
     }
 
     /// The root of everything that is replicated, staged changes included.
@@ -348,6 +392,7 @@ impl Applier {
         if let Some(meant) = command.only_in_term().filter(|term| *term != entry.term) {
             return Ok(Err(Rejection::OtherTerm { meant, found: entry.term }));
         }
+        self.kv.answer(entry.asked);
         let staged = self.kv.staged().len();
         let lease_exists = |lease| self.leases.contains(lease);
         let reply = match command {

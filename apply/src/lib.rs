@@ -32,7 +32,7 @@
 //! let (mut applier, reads) = Applier::open(backend, tally_mvcc::Options::default())?;
 //!
 //! let put = Command::Put(PutRequest { key: Bytes::from("k"), value: Bytes::from("v"), ..PutRequest::default() });
-//! let outcomes = applier.apply(&[Committed { index: 1, term: 1, body: Body::Command(put.to_bytes()) }])?;
+//! let outcomes = applier.apply(&[Committed { index: 1, term: 1, body: Body::Command(put.to_bytes()), asked: true }])?;
 //! assert_eq!(outcomes[0].revision, 2); // a new store is at revision 1
 //! assert_eq!(reads.applied_index(), 1);
 //! # Ok(())
@@ -41,6 +41,7 @@
 
 mod alarm;
 mod applier;
+mod aside;
 mod checkpoints;
 mod codec;
 mod command;
@@ -55,6 +56,7 @@ mod root;
 
 pub use alarm::{Alarm, AlarmAction, AlarmCommand, AlarmKind};
 pub use applier::{Applier, Body, Committed, FEATURE_LEVEL, Fatal, OpenError};
+pub use aside::{Aside, InPlace};
 pub use checkpoints::CHECKPOINT_INTERVAL;
 pub use command::{CODEC_VERSION, Command, DecodeError, TXN_DEPTH_MAX};
 pub use lease_feed::{ChangesLost, LeaseChange};

@@ -7,6 +7,7 @@ use common::{entry, open, put};
 use proptest::prelude::*;
 use tally_apply::{Applier, Body, Command, Committed, Fatal, OpenError, Reply};
 use tally_backend::{Backend, Bucket, Config, Identity};
+use tally_mvcc::{OpReply, RangeResult, TxnReply};
 
 /// Applies `log` in chunks whose sizes cycle through `sizes`; reopens the store after each chunk if `reopen`.
 fn replay(log: &[Committed], sizes: &[usize], reopen: bool) -> (Vec<tally_apply::Outcome>, u128) {
@@ -47,6 +48,57 @@ proptest! {
     }
 }
 
+/// What an outcome says beside what was read.
+fn without_what_was_read(reply: &mut Reply) {
+    let txn = |txn: &mut TxnReply| {
+        for reply in &mut txn.replies {
+            match reply {
+                OpReply::Range(range) => *range = RangeResult { revision: range.revision, ..RangeResult::default() },
+                OpReply::Put(put) => put.prev_kv = None,
+                OpReply::Delete(delete) => delete.prev_kvs.clear(),
+                // Its turn comes.
+                OpReply::Txn(_) => {}
+            }
+        }
+    };
+    match reply {
+        Reply::Put(put) => put.prev_kv = None,
+        Reply::DeleteRange(delete) => delete.prev_kvs.clear(),
+        Reply::Txn(reply) => nested(reply, &txn),
+        _ => {}
+    }
+}
+
+fn nested(reply: &mut TxnReply, change: &impl Fn(&mut TxnReply)) {
+    change(reply);
+    for reply in &mut reply.replies {
+        if let OpReply::Txn(inner) = reply {
+            nested(inner, change);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(25))]
+
+    #[test]
+    fn a_replica_that_nobody_asks_differs_in_nothing_but_what_it_reads(
+        commands in prop::collection::vec(common::command(), 1..80),
+    ) {
+        let mut log: Vec<_> = (1..).zip(&commands).map(|(index, command)| entry(index, command)).collect();
+        let (mut asked, root) = replay(&log, &[3], false);
+        log.iter_mut().for_each(|entry| entry.asked = false);
+        let (unasked, same_root) = replay(&log, &[3], false);
+        prop_assert_eq!(root, same_root);
+        for outcome in &mut asked {
+            if let Ok(reply) = &mut outcome.result {
+                without_what_was_read(reply);
+            }
+        }
+        prop_assert_eq!(asked, unasked);
+    }
+}
+
 /// Every kind of entry moves the index and the data in one write: after a crash at any point both are from the same moment.
 #[test]
 fn every_entry_kind_advances_the_persisted_index() {
@@ -79,8 +131,8 @@ fn every_entry_kind_advances_the_persisted_index() {
     ];
     let mut log: Vec<Committed> = (1..).zip(&commands).map(|(index, command)| entry(index, command)).collect();
     let next = log.len() as u64 + 1;
-    log.push(Committed { index: next, term: 2, body: Body::Blank });
-    log.push(Committed { index: next + 1, term: 2, body: Body::Membership("voters".into()) });
+    log.push(Committed { index: next, term: 2, body: Body::Blank, asked: true });
+    log.push(Committed { index: next + 1, term: 2, body: Body::Membership("voters".into()), asked: true });
     for item in &log {
         let (backend, mut applier, _reads) = open(dir.path());
         let outcomes = applier.apply(std::slice::from_ref(item)).unwrap();
@@ -100,7 +152,7 @@ fn an_undecodable_committed_entry_stops_the_replica_for_good() {
     let dir = tempfile::tempdir().unwrap();
     let (_backend, mut applier, reads) = open(dir.path());
     applier.apply(&[entry(1, &put("a", "1"))]).unwrap();
-    let bad = Committed { index: 3, term: 1, body: Body::Command(vec![1, 250].into()) };
+    let bad = Committed { index: 3, term: 1, body: Body::Command(vec![1, 250].into()), asked: true };
     let error = applier.apply(&[entry(2, &put("b", "2")), bad]).unwrap_err();
     assert!(matches!(error, Fatal::Decode { index: 3, .. }), "{error}");
     assert!(matches!(applier.apply(&[entry(2, &put("b", "2"))]).unwrap_err(), Fatal::Stopped));

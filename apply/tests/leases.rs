@@ -175,13 +175,13 @@ fn row_51_expiry_and_checkpoints_of_another_term_do_nothing() {
     let stale =
         [Command::LeaseExpire { term: 1, ids: vec![1] }, Command::LeaseCheckpoint { term: 1, remaining: vec![(1, 5)] }];
     for (index, command) in (index + 1..).zip(&stale) {
-        let entry = Committed { index, term: 2, body: Body::Command(command.to_bytes()) };
+        let entry = Committed { index, term: 2, body: Body::Command(command.to_bytes()), asked: true };
         let outcome = replica.applier.apply(&[entry]).unwrap().remove(0);
         assert_eq!(outcome.result, Err(Rejection::OtherTerm { meant: 1, found: 2 }));
     }
     assert_eq!(replica.reads.applied().root, root);
     let meant = Command::LeaseExpire { term: 2, ids: vec![9, 1, 1] };
-    let entry = Committed { index: index + 3, term: 2, body: Body::Command(meant.to_bytes()) };
+    let entry = Committed { index: index + 3, term: 2, body: Body::Command(meant.to_bytes()), asked: true };
     assert_eq!(replica.applier.apply(&[entry]).unwrap()[0].result, Ok(Reply::LeaseExpire { revoked: 1 }));
     assert!(replica.revisions().is_empty());
 }

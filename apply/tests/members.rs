@@ -159,8 +159,12 @@ fn a_record_with_peer_urls_opens_and_counts_as_one_without() {
     // A replica that applies the same old entry only now agrees with the one that had applied it before the change.
     let other = tempfile::tempdir().unwrap();
     let (_other_backend, mut late, late_reads) = open(other.path());
-    let old_entry =
-        tally_apply::Committed { index: 1, term: 1, body: tally_apply::Body::Command(old_command().into()) };
+    let old_entry = tally_apply::Committed {
+        index: 1,
+        term: 1,
+        body: tally_apply::Body::Command(old_command().into()),
+        asked: false,
+    };
     late.apply(&[old_entry]).unwrap();
     assert_eq!(late_reads.members(), reads.members());
     assert_eq!(late_reads.applied().root, reads.applied().root);

@@ -122,6 +122,11 @@ impl Leases {
         self.view.keys(id).collect()
     }
 
+    /// How many keys are attached to a lease, counted no farther than `most`. O(answer + log n).
+    pub fn keys_up_to(&self, id: i64, most: u64) -> u64 {
+        self.view.keys(id).take(usize::try_from(most).unwrap_or(usize::MAX)).count() as u64
+    }
+
     /// Revokes a lease that was just checked, and detaches what is still attached to it. O((1 + attached) · log n).
     pub fn revoke(&mut self, id: i64, batch: &mut WriteBatch) {
         for key in self.keys(id) {

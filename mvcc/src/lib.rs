@@ -37,6 +37,7 @@
 
 mod cache;
 mod error;
+mod extent;
 mod fingerprint;
 mod hash;
 mod index;

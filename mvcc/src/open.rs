@@ -109,6 +109,7 @@ pub fn open_with_leases(
         epoch,
         // A store that never wrote has none stored, and the revision assumed then changes with the first write.
         persisted: revision,
+        answers: true,
     };
     Ok((writer, Reader { shared }))
 }

@@ -40,6 +40,8 @@ pub struct Writer {
     pub(crate) epoch: Arc<Epoch>,
     /// The revision that the meta bucket has, or will have after the commit of the present batch.
     pub(crate) persisted: i64,
+    /// Whether replies hold what requests read.
+    pub(crate) answers: bool,
 }
 
 /// The revision that a request writes: `main` for all of it, one `sub` for each change.
@@ -75,6 +77,14 @@ impl Writer {
     /// compaction revision. O(1).
     pub fn root(&self) -> u128 {
         root(self.tree.sum(), self.revision, self.compact)
+    }
+
+    /// Whether the replies of what is done from now on hold what requests want to read: the records of a range, and what
+    /// was there before. A replica that nobody waits on need not read it. At first they do.
+    ///
+    /// Nothing else depends on it.
+    pub fn answer(&mut self, answers: bool) {
+        self.answers = answers;
     }
 
     /// Checks a transaction, taking every lease to exist.
@@ -193,7 +203,7 @@ impl Writer {
     }
 
     /// The working state, with `revision` as the newest in it.
-    fn state(&self, revision: i64) -> State<'_> {
+    pub(crate) fn state(&self, revision: i64) -> State<'_> {
         State {
             tree: &self.tree,
             revision,
@@ -238,7 +248,7 @@ impl Writer {
                     let state = self.state(self.revision_in(turn));
                     // The check found the revision readable before this transaction, and nothing takes that away.
                     let at = if range.revision > 0 { range.revision } else { state.revision };
-                    OpReply::Range(state.range(range, at)?)
+                    OpReply::Range(if self.answers { state.range(range, at)? } else { state.leave_out() })
                 }
             });
         }
@@ -251,7 +261,9 @@ impl Writer {
         let state = self.state(self.revision_in(turn));
         let replaced = state.lookup(&put.key, state.revision);
         let previous = match replaced {
-            Some(rev) if put.prev_kv || put.ignore_value || put.ignore_lease => Some(state.fetch(rev)?),
+            Some(rev) if (put.prev_kv && self.answers) || put.ignore_value || put.ignore_lease => {
+                Some(state.fetch(rev)?)
+            }
             Some(_) | None => None,
         };
         // What is to be kept exists, by the check. Were it deleted by this same transaction (which validation
@@ -268,7 +280,7 @@ impl Writer {
             lease: if put.ignore_lease { kept.lease } else { put.lease },
         });
         self.stage(revision, record, batch);
-        Ok(PutReply { prev_kv: previous.filter(|_| put.prev_kv), revision: turn.main })
+        Ok(PutReply { prev_kv: previous.filter(|_| put.prev_kv && self.answers), revision: turn.main })
     }
 
     fn write_delete(
@@ -292,7 +304,8 @@ impl Writer {
                 std::ops::ControlFlow::Continue(())
             });
         }
-        let prev_kvs = if delete.prev_kv { state.fetch_many(&revs, Afterwards::Keep)? } else { Vec::new() };
+        let prev_kvs =
+            if delete.prev_kv && self.answers { state.fetch_many(&revs, Afterwards::Keep)? } else { Vec::new() };
         let deleted = keys.len() as i64;
         for key in keys {
             let revision = turn.next();

@@ -59,6 +59,9 @@ pub struct Config {
     pub snapshot_interval_ms: u64,
     /// Entries kept in the log behind a snapshot, for members that are a little behind. Default 5,000.
     pub catchup_entries: u64,
+    /// Bytes of log that a member may lack while it is being sent them; also what the log may grow by while a snapshot is
+    /// being sent. One that lacks more gets a snapshot instead. Default 512 MiB.
+    pub lag_bytes_max: u64,
     /// What one command may take. Default 12 MiB; the log's own limit for an entry must be higher.
     pub command_bytes_max: usize,
     /// Proposals that wait to be batched. Default 10,000; more are refused.
@@ -113,6 +116,7 @@ impl Default for Config {
             snapshot_bytes_max: 256 << 20,
             snapshot_interval_ms: 30_000,
             catchup_entries: 5_000,
+            lag_bytes_max: 512 << 20,
             command_bytes_max: 12 << 20,
             queue_entries_max: 10_000,
             queue_bytes_max: 256 << 20,

@@ -47,7 +47,8 @@ pub(crate) fn from_wal(entry: WalEntry) -> Result<RaftEntry, CodecError> {
     Ok(RaftEntry { log_id, payload })
 }
 
-/// openraft's entry as the state machine applies it, and who waits for its outcome, if it says so.
+/// openraft's entry as the state machine applies it, and who waits for its outcome, if it says so: whether that is
+/// somebody here is for the caller to see.
 ///
 /// Invariant: a command that was meant for another term than its entry's does nothing, on every replica alike. So once
 /// an entry of a later term is applied, whoever proposed it for an earlier term knows that it never will be.
@@ -61,7 +62,7 @@ pub(crate) fn to_committed(entry: RaftEntry) -> (Committed, Option<Stamp>) {
         },
         EntryPayload::Membership(membership) => (Body::Membership(in_force(entry.log_id, membership)), None),
     };
-    (Committed { index, term, body }, stamp)
+    (Committed { index, term, body, asked: false }, stamp)
 }
 
 /// The log's entry as the state machine applies it, for replay.

@@ -46,6 +46,7 @@ mod command;
 mod config;
 mod entry;
 mod fatal;
+mod laggards;
 mod log_reader;
 mod log_store;
 mod member;

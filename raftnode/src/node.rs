@@ -116,6 +116,7 @@ impl Node {
         for member in effective_members(&raft) {
             net.set_addresses(member.id, &member.peer_urls);
         }
+        let wal = log.reader().clone();
         let (stop_proposals, stop) = (watch::Sender::new(false), watch::Sender::new(false));
         let election_timeout = Duration::from_millis(config.election_ms);
         let leadership = Leadership::follow(&raft, net.clone(), member_id, election_timeout);
@@ -190,7 +191,14 @@ impl Node {
             removed: Arc::clone(&removed),
             twin: Mutex::default(),
         }));
-        tokio::spawn(policy::run(config, raft.clone(), net.clone(), Arc::clone(&shared), raised(stop.subscribe())));
+        tokio::spawn(policy::run(
+            config,
+            raft.clone(),
+            net.clone(),
+            wal,
+            Arc::clone(&shared),
+            raised(stop.subscribe()),
+        ));
         let inner = Inner {
             member_id,
             raft,

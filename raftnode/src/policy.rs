@@ -4,16 +4,19 @@
 //! thousand small puts are a sixth of a second at full speed), so bytes or time have to agree. openraft then drops the
 //! log up to `catchup_entries` behind what is durable, never more.
 //!
-//! **Invariant.** While a snapshot is being sent, the log keeps what comes after it, up to `snapshot_bytes_max`: else a
-//! member that takes long to receive one would need the next one as soon as it has it, for ever.
+//! **Invariant.** While a snapshot is being sent, the log keeps what comes after it, up to `lag_bytes_max`: else a member
+//! that takes long to receive one would need the next one as soon as it has it, for ever. Nor does it keep more for a member
+//! that is being sent the log itself (`laggards`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tally_wal::Reader;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::config::Config;
+use crate::laggards::Laggards;
 use crate::node::RaftHandle;
 use crate::peer::Net;
 use crate::progress::Shared;
@@ -36,7 +39,8 @@ pub(crate) fn is_due(config: &Config, since: Since) -> bool {
     let worth_it =
         since.bytes >= config.snapshot_bytes_min || since.elapsed >= Duration::from_millis(config.snapshot_interval_ms);
     let many = since.entries >= config.snapshot_count;
-    since.entries > 0 && ((many && worth_it && !since.sending) || since.bytes >= config.snapshot_bytes_max)
+    let bytes_max = if since.sending { config.lag_bytes_max } else { config.snapshot_bytes_max };
+    since.entries > 0 && ((many && worth_it && !since.sending) || since.bytes >= bytes_max)
 }
 
 /// Asks for snapshots until `stop` resolves.
@@ -44,9 +48,11 @@ pub(crate) async fn run(
     config: Config,
     raft: RaftHandle,
     net: Net,
+    log: Reader,
     shared: Arc<Shared>,
     stop: impl Future<Output = ()>,
 ) {
+    let laggards = Laggards::new(&config, raft.clone(), net.clone(), log);
     let ask = async {
         let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -66,6 +72,9 @@ pub(crate) async fn run(
                     return;
                 }
                 (bytes_then, asked_at) = (bytes_now, Instant::now());
+            }
+            if laggards.give_up().await.is_err() {
+                return;
             }
         }
     };
@@ -105,6 +114,7 @@ mod tests {
         let due = |since| is_due(&Config::default(), since);
         assert!(due(since(255 << 20, false)));
         assert!(!due(since(255 << 20, true)));
-        assert!(due(since(256 << 20, true)));
+        assert!(!due(since(511 << 20, true)));
+        assert!(due(since(512 << 20, true)));
     }
 }

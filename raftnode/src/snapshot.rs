@@ -1,8 +1,9 @@
 //! Snapshots: a durable backend *is* the snapshot.
 //!
 //! Building one makes the backend durable and notes how far; no file is copied. What is handed to openraft is a
-//! [`Checkpoint`], from which the bytes are exported when a peer needs them; what a peer has sent is one, too. Installing
-//! one stages the bytes beside the state in force, proves their root, and only then switches.
+//! [`Checkpoint`], from which the bytes are exported when a peer needs them; what a peer has sent is one, too. The bytes of
+//! that are made ready beside the state in force, and their root is proved, before consensus hears of it: until an
+//! installation ends, consensus answers nobody, so all that is left for it is the switch.
 //!
 //! The log of a member that gets a snapshot ends before it. Between the switch and the moment at which the log is durably
 //! said to go on behind the snapshot, a crash would leave what looks like a log that was replaced by an older one. So the
@@ -12,14 +13,13 @@ mod mark;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::RaftSnapshotBuilder;
 use tally_apply::{Applier, Reads};
-use tally_backend::{Applied, Backend, Export};
+use tally_backend::{Applied, Backend, Export, Staged};
 
-use crate::background;
 use crate::codec::{CodecError, decode_in_force};
 use crate::fatal::FatalError;
 use crate::progress::Shared;
@@ -32,8 +32,29 @@ pub(crate) use mark::{MarkError, finish_install, unmark_install};
 pub(crate) enum Checkpoint {
     /// This member's own, from which an export can be made. That may be newer than the position noted here, never older.
     Live(Backend),
-    /// A peer's, received whole and checked.
-    Received(Arc<OwnedExport>),
+    /// A peer's, received whole and made ready to be put in force.
+    Received(Received),
+}
+
+/// What was received and made ready, until it is put in force. Dropping it deletes it.
+#[derive(Clone)]
+pub(crate) struct Received(Arc<Mutex<Option<Prepared>>>);
+
+impl Received {
+    /// Of a state that this member has already: consensus will see that.
+    pub(crate) fn known() -> Received {
+        Received(Arc::default())
+    }
+
+    fn take(&self) -> Option<Prepared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl std::fmt::Debug for Received {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Received")
+    }
 }
 
 /// An export that is deleted when nobody needs it any more.
@@ -115,8 +136,8 @@ pub(crate) enum InstallError {
     Position { found: u64, announced: u64 },
     #[error("the position of the snapshot cannot be marked")]
     Mark(#[from] MarkError),
-    #[error(transparent)]
-    Thread(#[from] background::Ended),
+    #[error("the snapshot was put in force already")]
+    Twice,
 }
 
 /// Where exports are put while they are sent, or before they are installed: beside the store, on the same disk.
@@ -124,27 +145,59 @@ pub(crate) fn incoming_dir(store: &Path) -> PathBuf {
     store.with_file_name("incoming")
 }
 
-/// Puts the state of `snapshot` in force in place of that of `backend`. Blocks as long as copying and checking takes.
-///
-/// Invariant: the root is recomputed from the staged bytes before the switch, so a snapshot damaged on its way never
-/// becomes the state of a replica.
+/// A state beside the one in force, whole and proved.
+pub(crate) struct Prepared {
+    staged: Staged,
+    applier: Applier,
+    reads: Reads,
+}
+
+impl Prepared {
+    /// Makes the state of `export` ready to take the place of that of `backend`, which goes on working. Blocks as long as
+    /// copying and checking takes.
+    ///
+    /// Invariant: the root is recomputed from the staged bytes, so a snapshot damaged on its way never becomes the state of
+    /// a replica.
+    pub(crate) fn new(
+        backend: &Backend,
+        export: &OwnedExport,
+        kv: tally_mvcc::Options,
+    ) -> Result<Prepared, InstallError> {
+        let staged = backend.stage(export.export().path())?;
+        let (applier, reads) = Applier::open(staged.backend().clone(), kv)?;
+        Ok(Prepared { staged, applier, reads })
+    }
+
+    /// Hands it to consensus.
+    pub(crate) fn received(self) -> Checkpoint {
+        Checkpoint::Received(Received(Arc::new(Mutex::new(Some(self)))))
+    }
+
+    /// Puts it in force in place of the state of `store`. Takes no longer than a few fsyncs.
+    fn put_in_force(self, store: &Path, announced: u64) -> Result<(Backend, Applier, Reads), InstallError> {
+        let found = self.applier.applied().index;
+        if found < announced {
+            return Err(InstallError::Position { found, announced });
+        }
+        mark::mark_install(store, self.applier.applied())?;
+        let backend = self.staged.switch()?;
+        Ok((backend, self.applier, self.reads))
+    }
+}
+
+/// Puts the state of `snapshot` in force in place of that of `backend`.
 pub(crate) fn install(
     backend: &Backend,
     snapshot: &Checkpoint,
     announced: u64,
     kv: tally_mvcc::Options,
 ) -> Result<(Backend, Applier, Reads), InstallError> {
-    let export = match snapshot {
-        Checkpoint::Live(other) => Arc::new(OwnedExport::new(other.export(&incoming_dir(backend.path()))?)),
-        Checkpoint::Received(export) => Arc::clone(export),
+    let prepared = match snapshot {
+        Checkpoint::Live(other) => {
+            let export = OwnedExport::new(other.export(&incoming_dir(backend.path()))?);
+            Prepared::new(backend, &export, kv)?
+        }
+        Checkpoint::Received(received) => received.take().ok_or(InstallError::Twice)?,
     };
-    let staged = backend.stage(export.export().path())?;
-    let (applier, reads) = Applier::open(staged.backend().clone(), kv)?;
-    let found = applier.applied().index;
-    if found < announced {
-        return Err(InstallError::Position { found, announced });
-    }
-    mark::mark_install(backend.path(), applier.applied())?;
-    let backend = staged.switch()?;
-    Ok((backend, applier, reads))
+    prepared.put_in_force(backend.path(), announced)
 }

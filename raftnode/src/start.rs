@@ -140,12 +140,12 @@ pub(crate) fn assemble(storage: Storage, limits: ApplyLimits) -> Result<Assemble
         index(found.purged),
     ));
     let store = backend.path().to_path_buf();
-    let live = SharedLive::new(ArcSwap::from_pointee(Live { backend, reads }));
+    let live = SharedLive::new(ArcSwap::from_pointee(Live { backend, reads, kv }));
     // Random, so that what an earlier process of this member proposed is not taken for this one's.
     let (origin, _) = Uuid::new_v4().as_u64_pair();
     let (waiting, again) = Waiting::new(origin, Arc::clone(&shared));
     let (machine, released) =
-        StateMachine::new(applier, Arc::clone(&live), kv, Arc::clone(&shared), Arc::clone(&waiting), limits);
+        StateMachine::new(applier, Arc::clone(&live), Arc::clone(&shared), Arc::clone(&waiting), limits);
     let log = LogStore::new(wal, found, Arc::clone(&shared), recovered.metadata.member_id, &store);
     Ok(Assembled { log, machine, shared, waiting, again, live, released, lock, replay_upto, pristine })
 }

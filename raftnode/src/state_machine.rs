@@ -1,7 +1,8 @@
 //! openraft's state machine over `tally-apply`: committed entries in, one commit per bounded chunk, then the answers.
 //!
 //! Applying runs on the async task that drives it. A chunk is small enough for that (about a millisecond), and handing
-//! it to another thread would cost more than it takes; between chunks other tasks get their turn.
+//! it to another thread would cost more than it takes; between chunks other tasks get their turn. A command that touches
+//! thousands of keys may take seconds: while it is carried out the other tasks go on elsewhere.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,9 +13,11 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
-use tally_apply::{Applier, Body, Committed, Outcome, Reads};
+use tally_apply::{Applier, Aside, Body, Committed, Outcome, Reads};
 use tally_backend::Backend;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
+use tokio::task::block_in_place;
 
 use crate::background;
 use crate::codec::decode_in_force;
@@ -25,13 +28,15 @@ use crate::fatal::FatalError;
 use crate::progress::Shared;
 use crate::proposals::ProposeError;
 use crate::proposals::Waiting;
-use crate::snapshot::{Checkpoint, InstallError, SnapshotBuilder, install, snapshot_of};
+use crate::snapshot::{Checkpoint, SnapshotBuilder, install, snapshot_of};
 use crate::types::{RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id, log_index};
 
 /// The store in force and its readers' side; an installed snapshot replaces both together.
 pub(crate) struct Live {
     pub(crate) backend: Backend,
     pub(crate) reads: Reads,
+    /// For opening the state of a snapshot.
+    pub(crate) kv: tally_mvcc::Options,
 }
 
 pub(crate) type SharedLive = Arc<ArcSwap<Live>>;
@@ -46,8 +51,6 @@ pub trait ApplyObserver: Send + Sync {
 pub(crate) struct StateMachine {
     applier: Applier,
     live: SharedLive,
-    /// For opening the state of a snapshot.
-    kv: tally_mvcc::Options,
     shared: Arc<Shared>,
     waiting: Arc<Waiting>,
     limits: ApplyLimits,
@@ -66,18 +69,30 @@ struct Chunk {
     bytes: usize,
 }
 
+/// What takes long lets the other tasks of this thread, heartbeats among them, go on with another one.
+struct OtherThread;
+
+impl Aside for OtherThread {
+    fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+            // There is no other thread, or there are no other tasks.
+            Ok(_) | Err(_) => work(),
+        }
+    }
+}
+
 impl StateMachine {
     /// The receiver ends when openraft has let go of the state machine.
     pub(crate) fn new(
         applier: Applier,
         live: SharedLive,
-        kv: tally_mvcc::Options,
         shared: Arc<Shared>,
         waiting: Arc<Waiting>,
         limits: ApplyLimits,
     ) -> (StateMachine, oneshot::Receiver<Infallible>) {
         let (in_use, released) = oneshot::channel();
-        (StateMachine { applier, live, kv, shared, waiting, limits, observer: None, _in_use: in_use }, released)
+        (StateMachine { applier, live, shared, waiting, limits, observer: None, _in_use: in_use }, released)
     }
 
     /// Tells `observer` of every commit from now on.
@@ -92,7 +107,7 @@ impl StateMachine {
     pub(crate) fn commit(&mut self, entries: &[Committed]) -> io::Result<Vec<Outcome>> {
         // Here and not in `apply`, which has no clock: twice for a chunk, whatever it holds.
         let began = Instant::now();
-        match self.applier.apply(entries) {
+        match self.applier.apply_aside(entries, &OtherThread) {
             Ok(outcomes) => {
                 if let Some(observer) = &self.observer {
                     observer.on_apply(entries.len(), began.elapsed());
@@ -153,8 +168,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 self.answer(&mut chunk)?;
                 tokio::task::yield_now().await;
             }
-            let (entry, stamp) = to_committed(entry);
+            let (mut entry, stamp) = to_committed(entry);
             if let Some(stamp) = stamp.filter(|stamp| stamp.origin == self.waiting.origin()) {
+                entry.asked = true;
                 chunk.own.push((chunk.entries.len(), stamp));
             }
             chunk.bytes += bytes_of(&entry);
@@ -174,17 +190,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Checkpoint) -> Result<(), io::Error> {
         let announced = meta.last_log_id.map_or(0, |id| log_index(id.index));
-        let (backend, kv) = (self.live.load().backend.clone(), self.kv.clone());
-        let work = move || install(&backend, &snapshot, announced, kv);
-        let installed = background::run("tally-install", work).await;
-        let (backend, applier, reads) = installed
-            .unwrap_or_else(|ended| Err(InstallError::Thread(ended)))
-            .map_err(|error| self.fail(FatalError::Install(Arc::new(error))))?;
+        let live = self.live.load_full();
+        let installed = OtherThread.run(|| install(&live.backend, &snapshot, announced, live.kv.clone()));
+        let (backend, applier, reads) = installed.map_err(|error| self.fail(FatalError::Install(Arc::new(error))))?;
         // The membership in force is the snapshot's now.
         self.shared.sole.change(false);
         // Readers first: watchers look for the new store as soon as the writer of the old one is gone.
-        self.live.store(Arc::new(Live { backend, reads }));
-        self.applier = applier;
+        self.live.store(Arc::new(Live { backend, reads, kv: live.kv.clone() }));
+        let replaced = (live, std::mem::replace(&mut self.applier, applier));
+        // It is as large as what took its place.
+        tokio::spawn(background::run("tally-drop", move || drop(replaced)));
         let index = self.applier.applied().index;
         self.shared.committed.fetch_max(index, Ordering::AcqRel);
         self.shared.durable.fetch_max(index, Ordering::AcqRel);
@@ -209,5 +224,32 @@ fn bytes_of(entry: &Committed) -> usize {
     match &entry.body {
         Body::Blank => 0,
         Body::Command(bytes) | Body::Membership(bytes) => bytes.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::mpsc::channel;
+
+    use tokio::runtime::Builder;
+
+    use super::*;
+
+    #[test]
+    fn what_takes_long_does_not_keep_others_waiting() {
+        // All other tasks have one thread, and the work waits for one of them.
+        let runtime = Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (done, until_done) = channel();
+        let long = runtime.spawn(async move {
+            tokio::spawn(async move { done.send(()).unwrap() });
+            OtherThread.run(|| until_done.recv_timeout(Duration::from_secs(60)))
+        });
+        runtime.block_on(long).unwrap().unwrap();
+        // Where there is nobody else, it is done all the same.
+        let alone = Builder::new_current_thread().build().unwrap();
+        assert_eq!(alone.block_on(async { OtherThread.run(|| 1) }), 1);
+        assert_eq!(OtherThread.run(|| 2), 2);
     }
 }

@@ -22,6 +22,7 @@ pub struct Reader {
     view: Arc<Mutex<View>>,
     dir: Arc<Path>,
     directory_uuid: [u8; 16],
+    segment_bytes: u64,
 }
 
 /// Neighbouring entries of one segment, to be read at once.
@@ -42,8 +43,8 @@ struct Plan {
 }
 
 impl Reader {
-    pub(crate) fn new(view: Arc<Mutex<View>>, dir: PathBuf, directory_uuid: [u8; 16]) -> Reader {
-        Reader { view, dir: dir.into(), directory_uuid }
+    pub(crate) fn new(view: Arc<Mutex<View>>, dir: PathBuf, directory_uuid: [u8; 16], segment_bytes: u64) -> Reader {
+        Reader { view, dir: dir.into(), directory_uuid, segment_bytes }
     }
 
     /// The first index in the log; `None` if it has no entries.
@@ -64,6 +65,12 @@ impl Reader {
     /// The term of the entry at `index`, also at the purge point. Costs the logarithm of the number of term changes.
     pub fn term_of(&self, index: LogIndex) -> Option<u64> {
         lock(&self.view).term_of(index)
+    }
+
+    /// About how many bytes of the log come after the entry at `index`: of all of it, if `index` comes before its first. A
+    /// segment counts as if it was full. O(1).
+    pub fn bytes_after(&self, index: LogIndex) -> u64 {
+        lock(&self.view).bytes_after(index, self.segment_bytes)
     }
 
     /// The entries of `range` in order, without holes: as many as have payloads of at most `bytes_max` bytes together,

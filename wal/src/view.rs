@@ -84,6 +84,14 @@ impl View {
         run.checked_sub(1).and_then(|run| self.terms.get(run)).map(|(_, term)| *term)
     }
 
+    /// About how many bytes come after the entry at `index`, in segments of `segment_bytes`; O(1).
+    pub(crate) fn bytes_after(&self, index: LogIndex, segment_bytes: u64) -> u64 {
+        let first = usize::try_from(index.next().get().saturating_sub(self.first)).unwrap_or(usize::MAX);
+        let (Some(from), Some(last)) = (self.locations.get(first), self.locations.back()) else { return 0 };
+        let segments = u64::from(last.sequence.wrapping_sub(from.sequence));
+        (segments * segment_bytes + u64::from(last.offset)).saturating_sub(u64::from(from.offset))
+    }
+
     /// Adds an entry that is durable and stays on disk.
     pub(crate) fn place(&mut self, at: LogPosition, location: Location) {
         if self.is_empty() {

@@ -62,7 +62,7 @@ impl Wal {
         let Opened { lock, recovered, encoder, flusher } = open::open(&fs, dir, &config)?;
         let (shared, view) = (Arc::clone(&flusher.shared), Arc::clone(&flusher.view));
         let metadata = recovered.metadata;
-        let reader = Reader::new(Arc::clone(&view), dir.to_owned(), metadata.directory_uuid);
+        let reader = Reader::new(Arc::clone(&view), dir.to_owned(), metadata.directory_uuid, config.segment_bytes);
         let thread = std::thread::Builder::new()
             .name("wal-flusher".to_owned())
             .spawn(move || flusher.run())

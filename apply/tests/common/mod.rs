@@ -20,7 +20,7 @@ pub(crate) fn open(path: &Path) -> (Backend, Applier, Reads) {
 }
 
 pub(crate) fn entry(index: u64, command: &Command) -> Committed {
-    Committed { index, term: 1, body: Body::Command(command.to_bytes()) }
+    Committed { index, term: 1, body: Body::Command(command.to_bytes()), asked: true }
 }
 
 pub(crate) fn put(key: &str, value: &str) -> Command {

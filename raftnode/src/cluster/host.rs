@@ -1,6 +1,5 @@
 //! What requests of peers are answered from.
 
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,8 +18,7 @@ use crate::node::RaftHandle;
 use crate::peer::{BoxFuture, ForwardRefusal, Host, RefusedSender, Standing, Verdict};
 use crate::progress::Shared;
 use crate::proposals::Forwarded;
-use crate::snapshot::incoming_dir;
-use crate::state_machine::SharedLive;
+use crate::state_machine::{Live, SharedLive};
 use crate::status::RemovedSignal;
 use crate::types::Membership;
 
@@ -159,7 +157,7 @@ impl Host for Inside {
         }
     }
 
-    fn incoming_dir(&self) -> PathBuf {
-        incoming_dir(self.live.load().backend.path())
+    fn live(&self) -> Arc<Live> {
+        self.live.load_full()
     }
 }

@@ -192,6 +192,10 @@ where
                 // come back with less.
                 let matched = matching.as_ref().map_or(0, |id| log_index(id.index));
                 self.link.peer.keeps(matched.min(sent.committed));
+                // An empty request asks for nothing, and says where the follower is while it gets a snapshot.
+                if !sent.is_heartbeat && self.link.peer.is_given_up_at(matched) {
+                    return Some(Err(self.give_up()));
+                }
                 if sent.is_heartbeat {
                     let elapsed = sent.at.elapsed();
                     self.link.peer.observe(NetworkEvent::RoundTrip { to: self.link.peer.id, elapsed });
@@ -210,6 +214,15 @@ where
                 Err(self.link.unreachable(&stopping))
             }
         })
+    }
+
+    /// Ends the stream of a member that lacks too much of the log: see `laggards`. Nothing is wrong with the channel.
+    fn give_up(&mut self) -> RPCError<TypeConfig> {
+        if let Channel::Open(live) = &mut self.link.channel {
+            // What else is under way in this session is not waited for.
+            live.unanswered_since = None;
+        }
+        NetworkError::from_string(format!("member {:x} gets a snapshot instead", self.link.peer.id)).into()
     }
 
     fn note_answer(&mut self) {

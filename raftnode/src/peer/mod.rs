@@ -39,7 +39,6 @@ mod snapshot;
 mod transfer;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +48,7 @@ use bytes::Bytes;
 use crate::barrier::BarrierError;
 use crate::member::{ClusterView, MemberChange, MemberError};
 use crate::node::RaftHandle;
+use crate::state_machine::Live;
 
 pub use discover::{DiscoverError, discover};
 pub(crate) use forward::{ForwardReceiver, ForwardRefusal, ForwardReply, ForwardSender, RefusedSender};
@@ -112,9 +112,8 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn forwarded(&self, from: u64, payloads: Vec<Bytes>, refused: RefusedSender) -> Result<(), ForwardRefusal>;
     /// The cluster, for somebody who is not a member yet.
     fn view(&self) -> ClusterView;
-    /// Where snapshots are put while they are sent or received: beside the store, on the same disk. What a crash leaves
-    /// there is deleted at start.
-    fn incoming_dir(&self) -> PathBuf;
+    /// The state in force.
+    fn live(&self) -> Arc<Live>;
 }
 
 /// The limits of the transport.

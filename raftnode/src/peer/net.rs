@@ -100,6 +100,11 @@ impl Net {
         self.peer(id).set_urls(urls);
     }
 
+    /// From now on this member's log holds nothing up to `floor` for that member: a stream that still sends it ends.
+    pub(crate) fn give_up_below(&self, id: u64, floor: u64) {
+        self.peer(id).give_up_below(floor);
+    }
+
     /// Shows those members that this one is there. Does not wait for them.
     pub(crate) fn knock(&self, members: impl IntoIterator<Item = u64>) {
         for to in members {

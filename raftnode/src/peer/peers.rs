@@ -25,6 +25,8 @@ pub(super) struct Peer {
     retry: Notify,
     /// Entries up to here are in its log for ever, as it has told.
     kept: AtomicU64,
+    /// It is not sent entries up to here any more.
+    floor: AtomicU64,
     channels: AtomicUsize,
 }
 
@@ -49,6 +51,7 @@ impl Peer {
             state: Mutex::default(),
             retry: Notify::new(),
             kept: AtomicU64::new(0),
+            floor: AtomicU64::new(0),
             channels: AtomicUsize::new(0),
         }
     }
@@ -150,6 +153,15 @@ impl Peer {
     /// Up to where its log can never lack an entry again.
     pub(super) fn kept(&self) -> u64 {
         self.kept.load(Ordering::Acquire)
+    }
+
+    pub(super) fn give_up_below(&self, floor: u64) {
+        self.floor.fetch_max(floor, Ordering::AcqRel);
+    }
+
+    /// Whether a stream must not go on that has got so far: what it would send next is to be purged.
+    pub(super) fn is_given_up_at(&self, matched: u64) -> bool {
+        matched < self.floor.load(Ordering::Acquire)
     }
 
     /// A channel to it has been opened.

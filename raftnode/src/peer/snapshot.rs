@@ -30,13 +30,15 @@ use super::peers::Peer;
 use super::serve;
 use crate::background;
 use crate::codec::CodecError;
-use crate::snapshot::{Checkpoint, OwnedExport};
+use crate::snapshot::{Checkpoint, OwnedExport, incoming_dir};
 use crate::types::{RaftVote, Snapshot, TypeConfig};
 
 /// Bytes of the stream that are sent at a time.
 const PIECE_BYTES: usize = 512 << 10;
 /// Pieces that have been read and not been sent.
 const PIECES_AHEAD: usize = 4;
+/// Before a receiver is asked again that receives, or puts in force, what another leader has sent it.
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
 
 /// What the receiver answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +132,12 @@ async fn transmit(net: &Net, peer: &Arc<Peer>, vote: RaftVote, checkpoint: Check
     offered.map_err(|error| unreachable(error.to_string()))?;
     match in_time(net, answer(&mut receiving)).await.map_err(unreachable)? {
         Answer::Go => {}
-        Answer::Installed(installed) => return conclude(peer, installed),
+        Answer::Installed(installed) => {
+            if installed == Installed::Busy {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            return conclude(peer, installed);
+        }
     }
     let export = export(net, checkpoint).await?;
     // A leader that has been deposed may have applied what a later one committed: that is not its to send, and the
@@ -169,9 +176,10 @@ fn conclude(peer: &Peer, installed: Installed) -> Result<RaftVote, SendError> {
 async fn export(net: &Net, checkpoint: Checkpoint) -> Result<Arc<OwnedExport>, SendError> {
     let backend: Backend = match checkpoint {
         Checkpoint::Live(backend) => backend,
-        Checkpoint::Received(export) => return Ok(export),
+        Checkpoint::Received(_) => return Err(ReplicationClosed::new("this snapshot is not in force here yet").into()),
     };
-    let dir = net.host().ok_or_else(|| ReplicationClosed::new("the member is stopping"))?.incoming_dir();
+    let host = net.host().ok_or_else(|| ReplicationClosed::new("the member is stopping"))?;
+    let dir = incoming_dir(host.live().backend.path());
     // It reads the whole store once.
     let exported = background::run("tally-export", move || backend.export(&dir).map(OwnedExport::new)).await;
     Ok(Arc::new(exported??))

@@ -22,7 +22,7 @@ use super::serve::Served;
 use super::snapshot::{Installed, put_installed};
 use crate::background;
 use crate::codec::{CodecError, decode_in_force};
-use crate::snapshot::{Checkpoint, OwnedExport};
+use crate::snapshot::{Checkpoint, InstallError, OwnedExport, Prepared, Received, incoming_dir};
 use crate::types::{RaftVote, Snapshot, SnapshotMeta, log_id};
 
 /// Pieces of the stream that have come and are not written yet.
@@ -44,6 +44,8 @@ enum ReceiveError {
     Term { found: u64, leads: u64 },
     #[error("its membership cannot be read: {0}")]
     Membership(#[from] CodecError),
+    #[error("it cannot be put in force")]
+    Install(#[from] InstallError),
     #[error("this member is stopping, or has failed")]
     Stopping,
     #[error(transparent)]
@@ -107,7 +109,8 @@ impl Drop for Turn {
 async fn receive(served: Served, vote: RaftVote) -> Result<RaftVote, ReceiveError> {
     let Served { net, host, peer, inbound, .. } = served;
     let (pieces, queue) = mpsc::channel(PIECES_AHEAD);
-    let dir = host.incoming_dir();
+    let live = host.live();
+    let dir = incoming_dir(live.backend.path());
     // Whatever fails, nothing is left behind.
     let receive = move || Export::receive(&mut Pieces { queue, piece: Bytes::new() }, &dir).map(OwnedExport::new);
     let mut writing = Task::spawn(background::run("tally-receive", receive));
@@ -136,7 +139,15 @@ async fn receive(served: Served, vote: RaftVote) -> Result<RaftVote, ReceiveErro
         last_log_id: log_id(applied.index, applied.term),
         last_membership: decode_in_force(&applied.membership)?,
     };
-    let snapshot = Snapshot { meta, snapshot: Checkpoint::Received(Arc::new(export)) };
+    let snapshot = if applied.index <= host.applied() {
+        // Everything in it has come another way.
+        Checkpoint::Received(Received::known())
+    } else {
+        let prepare = move || Prepared::new(&live.backend, &export, live.kv.clone());
+        let mut preparing = Task::spawn(background::run("tally-prepare", prepare));
+        preparing.result().await.map_err(|_| ReceiveError::Stopping)???.received()
+    };
+    let snapshot = Snapshot { meta, snapshot };
     let response = host.raft().install_full_snapshot(vote, snapshot).await;
     Ok(response.map_err(|_| ReceiveError::Stopping)?.vote)
 }

@@ -4,7 +4,8 @@
 //! "TALLYINS" | version u32 = 1 | index u64 | term u64 | root u128 | CRC-32C of all before u32       big-endian
 //! ```
 //! It is durable before the store is switched, and means something only while the store is at exactly the position that it
-//! names and the log ends before it. In every other case it is a leftover.
+//! names, and the log ends before it or has another entry there: one that was to be truncated, which may be durable later
+//! than the switch. In every other case it is a leftover.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -91,8 +92,13 @@ pub(crate) fn finish_install(
         Err(error) => return Err(failed("read", &path)(error)),
     };
     let end = recovered.last.max(recovered.purged).map_or(0, |position| position.index.get());
+    let here = LogIndex::new(applied.index);
+    let replaced = applied.index <= end && wal.reader().term_of(here).is_some_and(|term| term != applied.term);
     // Only the mark of the very state in force counts: the same bytes, down to its root.
-    if found == encode(applied) && applied.index > end {
+    if found == encode(applied) && (applied.index > end || replaced) {
+        if replaced {
+            wal.truncate_after(here.get().checked_sub(1).filter(|kept| *kept > 0).map(LogIndex::new))?;
+        }
         let position = LogPosition { index: LogIndex::new(applied.index), term: applied.term };
         let ticket = wal.purge_upto(position)?;
         wal.wait(ticket)?;

@@ -19,7 +19,6 @@ mod sessions;
 mod snapshot;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,6 +29,7 @@ use axum::http::{Method, Request, Version};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use openraft::Raft;
+use tally_backend::Failpoints;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -49,9 +49,8 @@ use crate::config::{ApplyLimits, Config};
 use crate::member::{ClusterView, MemberChange, MemberError, PeerMember};
 use crate::node::RaftHandle;
 use crate::progress::Shared;
-use crate::snapshot::incoming_dir;
 use crate::start::{Assembled, assemble};
-use crate::state_machine::SharedLive;
+use crate::state_machine::{Live, SharedLive};
 use crate::storage::{StorageOptions, open_storage};
 
 pub(super) const CLUSTER: u64 = 0xc1;
@@ -130,8 +129,8 @@ impl Host for Double {
         self.view.lock().unwrap().clone()
     }
 
-    fn incoming_dir(&self) -> PathBuf {
-        incoming_dir(self.live.load().backend.path())
+    fn live(&self) -> Arc<Live> {
+        self.live.load_full()
     }
 }
 
@@ -183,9 +182,20 @@ pub(super) async fn member(id: u64) -> Member {
 
 /// A member with settings of its own.
 pub(super) async fn member_with(id: u64, change: impl FnOnce(&mut Config, &mut NetConfig)) -> Member {
+    member_on(id, Failpoints::none(), change).await
+}
+
+/// The same, with a store that can be made to fail or to wait.
+pub(super) async fn member_on(
+    id: u64,
+    failpoints: Failpoints,
+    change: impl FnOnce(&mut Config, &mut NetConfig),
+) -> Member {
     let dir = tempfile::tempdir().unwrap();
+    let mut options = storage_options(dir.path(), id);
+    options.backend.failpoints = failpoints;
     let Assembled { log, machine, shared, live, .. } =
-        assemble(open_storage(storage_options(dir.path(), id)).unwrap(), ApplyLimits::default()).unwrap();
+        assemble(open_storage(options).unwrap(), ApplyLimits::default()).unwrap();
     let mut config = Config { cluster_id: CLUSTER, member_id: id, catchup_entries: 10, ..Config::default() };
     let events = Arc::new(Events::default());
     let observer: Arc<dyn NetworkObserver> = Arc::clone(&events) as _;

@@ -6,20 +6,20 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use tally_backend::{Applied, Failpoints, Step};
-use tally_wal::{RealFs, Wal};
+use tally_wal::{LogIndex, RealFs, Wal};
 
 use super::{CLUSTER, directory_of, put, storage_options};
-use crate::snapshot::{Checkpoint, OwnedExport, finish_install, incoming_dir, install};
-use crate::storage::{Storage, open_storage};
+use crate::snapshot::{OwnedExport, Prepared, finish_install, incoming_dir, install};
+use crate::storage::{OpenError, Storage, open_storage};
 use tally_apply::{Body, Committed};
 
 /// A store with entries in it, and a log without.
-fn filled(dir: &Path, id: u64, entries: u64) -> (Storage, Applied) {
+fn filled(dir: &Path, id: u64, entries: u64, term: u64) -> (Storage, Applied) {
     let mut storage = open_storage(storage_options(dir, id)).unwrap();
     let committed: Vec<Committed> = (1..=entries)
         .map(|index| {
-            let body = Body::Command(put(&format!("key-{index}"), "value", index, 1).command());
-            Committed { index, term: 1, body }
+            let body = Body::Command(put(&format!("key-{index}"), "value", index, term).command());
+            Committed { index, term, body, asked: false }
         })
         .collect();
     storage.applier.apply(&committed).unwrap();
@@ -62,7 +62,7 @@ fn photographed(from: &Path, to: &Path) {
 #[test]
 fn a_crash_at_any_step_leaves_the_old_state_or_the_new_one() {
     let source = tempfile::tempdir().unwrap();
-    let (from, sent) = filled(source.path(), 1, 200);
+    let (from, sent) = filled(source.path(), 1, 200, 1);
     let pictures = tempfile::tempdir().unwrap();
     let taken = Arc::new(Mutex::new(Vec::new()));
 
@@ -80,9 +80,10 @@ fn a_crash_at_any_step_leaves_the_old_state_or_the_new_one() {
         let storage = open_storage(options).unwrap();
         taken.lock().unwrap().clear();
         let export = from.backend.export(&incoming_dir(storage.backend.path())).unwrap();
-        let checkpoint = Checkpoint::Received(Arc::new(OwnedExport::new(export)));
         let kv = tally_mvcc::Options::default();
-        let (backend, ..) = install(&storage.backend, &checkpoint, sent.index, kv).unwrap();
+        let prepared = Prepared::new(&storage.backend, &OwnedExport::new(export), kv.clone()).unwrap();
+        assert_eq!(storage.backend.applied(), Applied::default());
+        let (backend, ..) = install(&storage.backend, &prepared.received(), sent.index, kv).unwrap();
         assert_eq!(backend.applied(), sent);
     }
     let taken = taken.lock().unwrap();
@@ -107,9 +108,54 @@ fn a_crash_at_any_step_leaves_the_old_state_or_the_new_one() {
 #[test]
 fn a_mark_that_does_not_fit_means_nothing() {
     let source = tempfile::tempdir().unwrap();
-    let (storage, sent) = filled(source.path(), 2, 20);
+    let (storage, sent) = filled(source.path(), 2, 20, 1);
     drop(storage);
     // The log is not told anything that the mark does not say about this very state.
     std::fs::write(source.path().join("member").join("installing"), b"nonsense").unwrap();
     assert_eq!(reopened(source.path()), (sent, None));
+}
+
+/// A log of 250 entries of term 1 whose store jumps to entry 200 of term 2, and a crash before the log says anything of it:
+/// the truncation that consensus asked for is not durable. Whether it is put right at the next start.
+fn crashed_before_the_truncation(marked: bool) -> Result<(), OpenError> {
+    let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, sent) = filled(source.path(), 1, 200, 2);
+    let mut storage = open_storage(storage_options(target.path(), 2)).unwrap();
+    let entries: Vec<_> = (1..=250)
+        .map(|index| tally_wal::Entry {
+            index: LogIndex::new(index),
+            term: 1,
+            payload: vec![crate::codec::KIND_BLANK].into(),
+        })
+        .collect();
+    let ticket = storage.wal.append(&entries).unwrap();
+    storage.wal.wait(ticket).unwrap();
+    let export = OwnedExport::new(from.backend.export(&incoming_dir(storage.backend.path())).unwrap());
+    let prepared = Prepared::new(&storage.backend, &export, tally_mvcc::Options::default()).unwrap();
+    install(&storage.backend, &prepared.received(), sent.index, tally_mvcc::Options::default()).unwrap();
+    drop((export, storage));
+    if !marked {
+        std::fs::remove_file(target.path().join("member").join("installing")).unwrap();
+    }
+    let storage = open_storage(storage_options(target.path(), 2))?;
+    assert_eq!(storage.backend.applied(), sent);
+    let purged = storage.recovered.purged.map(|position| (position.index.get(), position.term));
+    assert_eq!((purged, storage.recovered.last), (Some((200, 2)), None));
+    drop(storage);
+    // The log goes on behind the snapshot, and nothing of the old term comes back.
+    let mut storage = open_storage(storage_options(target.path(), 2))?;
+    let next = tally_wal::Entry { index: LogIndex::new(201), term: 2, payload: vec![crate::codec::KIND_BLANK].into() };
+    let ticket = storage.wal.append(&[next]).unwrap();
+    storage.wal.wait(ticket).unwrap();
+    drop(storage);
+    let last = open_storage(storage_options(target.path(), 2))?.recovered.last.unwrap();
+    assert_eq!((last.index.get(), last.term), (201, 2));
+    Ok(())
+}
+
+#[test]
+fn a_truncation_that_a_crash_undid_is_done_again_with_the_snapshot_that_asked_for_it() {
+    crashed_before_the_truncation(true).unwrap();
+    let refused = crashed_before_the_truncation(false).unwrap_err();
+    assert!(matches!(refused, OpenError::Diverged { index: 200, applied_term: 2, log_term: 1, .. }), "{refused}");
 }

@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ReplicationClosed, StreamingError};
+use openraft::raft::VoteRequest;
 use openraft::{RaftNetworkFactory, RaftNetworkV2};
 use tally_apply::{Body, Committed};
-use tally_backend::Backend;
+use tally_backend::{Backend, Failpoints, Step};
 
 use super::super::body::put_vote;
 use super::super::frame::{Address, Kind, encode};
 use super::super::outgoing::Task;
 use super::super::serve;
-use super::{CLUSTER, Member, Raw, SOON, eventually, member, member_with, put, storage_options};
+use super::{CLUSTER, Member, Raw, SOON, eventually, member, member_on, member_with, put, storage_options};
 use crate::codec::encode_in_force;
 use crate::config::Config;
 use crate::peer::{NetConfig, NetworkEvent};
@@ -31,7 +32,7 @@ fn filled(entries: u64, value_bytes: usize) -> (tempfile::TempDir, Backend, u128
         std::collections::BTreeMap::from([(1, Peer { urls: vec!["http://127.0.0.1:1".to_owned()] })]),
     );
     let in_force = encode_in_force(&StoredMembership::new(log_id(1, 1), members.unwrap()));
-    let mut committed = vec![Committed { index: 1, term: 1, body: Body::Membership(in_force) }];
+    let mut committed = vec![Committed { index: 1, term: 1, body: Body::Membership(in_force), asked: false }];
     let mut noise = 1_u64;
     for index in 2..=entries {
         let value: String = (0..value_bytes / 16)
@@ -41,7 +42,7 @@ fn filled(entries: u64, value_bytes: usize) -> (tempfile::TempDir, Backend, u128
             })
             .collect();
         let body = Body::Command(put(&format!("key-{index:06}"), &value, index, 1).command());
-        committed.push(Committed { index, term: 1, body });
+        committed.push(Committed { index, term: 1, body, asked: false });
     }
     for chunk in committed.chunks(500) {
         storage.applier.apply(chunk).unwrap();
@@ -108,6 +109,36 @@ async fn a_snapshot_may_take_longer_than_any_answer() {
     assert_eq!(send(&one, &two, snapshot(&backend), VOTE()).await.unwrap(), VOTE());
     assert_eq!(two.live.load().reads.applied().root, root);
     assert!(began.elapsed() > Duration::from_secs(2), "the stream was too small for this test");
+}
+
+/// What a state that was received costs, and its place on the disk, must not keep a cluster without a leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_votes_while_a_snapshot_is_made_ready() {
+    let (reached, mut is_reached) = tokio::sync::mpsc::unbounded_channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel();
+    let may_go_on = std::sync::Mutex::new(may_go_on);
+    let failpoints = Failpoints::new(move |step, _| {
+        if step == Step::StagedVerified {
+            reached.send(()).unwrap();
+            may_go_on.lock().unwrap().recv().unwrap();
+        }
+        Ok(())
+    });
+    let (one, two) = (member(1).await, member_on(2, failpoints, |_, _| {}).await);
+    let (_dir, backend, _root) = filled(300, 1_024);
+    let later = RaftVote::new(7, 3);
+    let votes = async {
+        is_reached.recv().await.unwrap();
+        let request = VoteRequest::new(later, log_id(10_000, 6));
+        let answer = tokio::time::timeout(SOON, two.raft.vote(request)).await;
+        go_on.send(()).unwrap();
+        answer.expect("it answers").unwrap()
+    };
+    let (sent, answer) = tokio::join!(send(&one, &two, snapshot(&backend), VOTE()), votes);
+    assert!(answer.vote_granted, "{answer:?}");
+    // The one who sent it leads no more.
+    assert_eq!(sent.unwrap(), later);
+    assert_eq!((two.live.load().backend.applied().index, files(&two)), (0, 0));
 }
 
 /// Speaks as the sender of a snapshot, with whatever bytes.

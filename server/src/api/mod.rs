@@ -47,7 +47,7 @@ pub(crate) use json::{no_router, router};
 pub(crate) use metrics::{Metrics, Running};
 pub(crate) use range::{Unread, Whole};
 use route::json_route;
-pub(crate) use route::{Exchange, Route, waits};
+pub(crate) use route::{Exchange, Route, route};
 pub(crate) use state::{Limits, Parts, State};
 
 /// What every request passes first, as in etcd.

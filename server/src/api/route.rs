@@ -125,10 +125,9 @@ pub(super) fn json_route(path: &str) -> Option<Option<Route>> {
     Some(Route::of_json(name))
 }
 
-/// True for the path of a request, in either form, whose answer may be long in coming: it waits for other clients, or goes
-/// through all of the data.
-pub(crate) fn waits(path: &str) -> bool {
-    json_route(path).unwrap_or_else(|| Route::of_grpc(path)).is_some_and(Route::may_take_long)
+/// The RPC of the path of a request, in either form.
+pub(crate) fn route(path: &str) -> Option<Route> {
+    json_route(path).unwrap_or_else(|| Route::of_grpc(path))
 }
 
 impl Route {
@@ -138,8 +137,13 @@ impl Route {
     }
 
     /// True if it may take as long as it likes: it waits, or goes through all of the data.
-    fn may_take_long(self) -> bool {
+    pub(crate) fn may_take_long(self) -> bool {
         self.waits() || matches!(self, Route::Defragment | Route::Hash | Route::HashKv)
+    }
+
+    /// True if its answer goes on for as long as the client wants to be told of what happens.
+    pub(crate) fn tells(self) -> bool {
+        matches!(self, Route::Watch | Route::Observe)
     }
 
     /// What a learner answers too; of ranges, those that do not have to be linearizable.
@@ -172,6 +176,7 @@ mod tests {
 
     #[test]
     fn what_may_take_long_is_known_in_every_form() {
+        let waits = |path| super::route(path).is_some_and(Route::may_take_long);
         for path in ["/v3/lock/lock", "/v3beta/election/campaign", "/v3electionpb.Election/Campaign"] {
             assert!(waits(path), "{path}");
         }

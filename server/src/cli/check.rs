@@ -148,7 +148,12 @@ fn replay(wal: &Path, metadata: &Metadata, upto: u64) -> Result<u128, CheckError
         if last.get(slot) != Some(&(number as u64)) {
             continue;
         }
-        chunk.push(Committed { index: position.index.get(), term: position.term, body: body(position.term, payload) });
+        chunk.push(Committed {
+            index: position.index.get(),
+            term: position.term,
+            body: body(position.term, payload),
+            asked: false,
+        });
         if chunk.len() == CHUNK_ENTRIES {
             apply(&mut chunk)?;
         }

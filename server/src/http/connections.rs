@@ -110,6 +110,14 @@ pub(super) struct Connection {
     answered: AtomicBool,
     /// What has been read in HTTP's turn takes so much memory.
     turn_bytes: AtomicUsize,
+    /// What is written over HTTP/2 is kept, to be sent together.
+    gathering: AtomicBool,
+    /// So much has been kept that it is to be sent.
+    kept: AtomicBool,
+    /// What is sent from here on comes when something happens, not when the client asks.
+    listens: AtomicBool,
+    /// It is served elsewhere than where its socket was opened.
+    moved: AtomicBool,
     streamed_bodies: bool,
 }
 
@@ -141,9 +149,26 @@ impl Connection {
         }
     }
 
-    /// HTTP has a turn, in which a client over HTTP/2 is read so far and no farther.
+    /// HTTP has a turn, in which a client over HTTP/2 is read so far and no farther, and sent nothing before its end.
     pub(super) fn begin_turn(&self) {
         self.turn_bytes.store(0, Relaxed);
+        self.gathering.store(true, Relaxed);
+    }
+
+    /// The turn ends; whether something has been kept, which is sent when HTTP flushes the next time.
+    pub(super) fn end_turn(&self) -> bool {
+        self.gathering.store(false, Relaxed);
+        self.kept.load(Relaxed) && self.kept.swap(false, Relaxed)
+    }
+
+    /// Whether what is written is kept until the turn ends.
+    pub(super) fn gathers(&self) -> bool {
+        self.gathering.load(Relaxed)
+    }
+
+    /// Something has been kept.
+    pub(super) fn keep(&self) {
+        self.kept.store(true, Relaxed);
     }
 
     /// Only the task that reads the connection does this.
@@ -174,6 +199,26 @@ impl Connection {
     /// Whether anything has been answered since this was last asked.
     pub(super) fn was_answered(&self) -> bool {
         self.answered.swap(false, Relaxed)
+    }
+
+    /// The client has asked to be told of what happens.
+    pub(super) fn listen(&self) {
+        self.listens.store(true, Relaxed);
+    }
+
+    pub(super) fn listens(&self) -> bool {
+        self.listens.load(Relaxed)
+    }
+
+    /// It is served elsewhere from now on.
+    pub(super) fn move_on(&self) {
+        self.moved.store(true, Relaxed);
+        self.wake.notify_one();
+    }
+
+    /// Whether it was moved since this was last asked.
+    pub(super) fn was_moved(&self) -> bool {
+        self.moved.load(Relaxed) && self.moved.swap(false, Relaxed)
     }
 
     /// Whether no request is under way.

@@ -19,7 +19,7 @@ use hyper_util::service::TowerToHyperService;
 
 use super::connections::{Order, Place, Request as Open};
 use super::takeover::Takeover;
-use crate::api::waits;
+use crate::api::{Route, route};
 use crate::config::Allowed;
 use crate::grpc::{Grpc, Reply, is_grpc};
 
@@ -54,7 +54,8 @@ impl Front {
         place: Arc<Place>,
     ) -> Result<Response<Tracked>, Infallible> {
         let mut open = place.connection.begin();
-        if waits(request.uri().path()) {
+        let route = route(request.uri().path());
+        if route.is_some_and(Route::may_take_long) {
             // Whoever waits for a lock may do so for as long as it likes.
             open.respond();
         }
@@ -64,7 +65,12 @@ impl Front {
                 Ok(response.map(|reply| Tracked::new(Form::Grpc(reply), open)))
             }
             _ => {
-                Box::pin(self.plain(request, place)).await.map(|r| r.map(|body| Tracked::new(Form::Plain(body), open)))
+                let connection = Arc::clone(&place.connection);
+                let response = Box::pin(self.plain(request, place)).await?;
+                if route.is_some_and(Route::tells) && response.status().is_success() {
+                    connection.listen();
+                }
+                Ok(response.map(|body| Tracked::new(Form::Plain(body), open)))
             }
         }
     }

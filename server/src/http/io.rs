@@ -1,12 +1,14 @@
 //! A socket that reports progress to its [`Connection`].
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::authority::{Authority, Seen};
 use super::connections::Connection;
@@ -26,6 +28,29 @@ const TURN_BYTES: usize = 16 << 10;
 /// Pieces that have no more bytes together are written as one.
 const JOINED_BYTES_MAX: usize = 1024;
 
+/// Over HTTP/2 so much at once is kept until HTTP's turn ends, and so much in all. The library flushes every answer that is
+/// not very small by itself, but what costs most about a small answer is its system call.
+const KEPT_AT_ONCE_MAX: usize = 4 << 10;
+const KEPT_MAX: usize = 32 << 10;
+
+/// What bytes come and go by.
+pub(super) trait Socket: Unpin {
+    /// Waits for its bytes in this runtime from now on, not in the one that it was opened in. Where that fails it is woken
+    /// from there, which takes longer.
+    fn move_here(&mut self) {}
+}
+
+impl Socket for UnixStream {}
+
+impl Socket for TcpStream {
+    fn move_here(&mut self) {
+        let moved = self.as_fd().try_clone_to_owned().map(std::net::TcpStream::from).and_then(TcpStream::from_std);
+        if let Ok(moved) = moved {
+            *self = moved;
+        }
+    }
+}
+
 pub(super) struct Reporting<S> {
     socket: S,
     connection: Arc<Connection>,
@@ -37,6 +62,9 @@ pub(super) struct Reporting<S> {
     authority: Option<Authority>,
     /// What has been read of something that is not there whole: of the first letters, or of a request's head.
     held: Vec<u8>,
+    /// What is to be sent before anything else, and how much of it has been.
+    kept: Vec<u8>,
+    sent: usize,
 }
 
 /// Watches over a client's frames.
@@ -58,7 +86,16 @@ impl<S> Reporting<S> {
             let judge = (!interval_min.is_zero()).then(|| Judge::new(interval_min));
             Box::new(Pings { read, written, judge, farewell: None })
         });
-        Reporting { socket, connection, http2: None, pings, authority: Some(Authority::new()), held: Vec::new() }
+        Reporting {
+            socket,
+            connection,
+            http2: None,
+            pings,
+            authority: Some(Authority::new()),
+            held: Vec::new(),
+            kept: Vec::new(),
+            sent: 0,
+        }
     }
 
     /// How much may be read at once: nothing once the turn is over, and `None` is as much as there is room for. A turn does
@@ -114,10 +151,10 @@ impl<S> Reporting<S> {
         });
     }
 
-    fn has_written(&mut self, written: &[io::IoSlice<'_>], result: &Poll<io::Result<usize>>) {
-        self.connection.on_write(result.is_ready());
-        if let (Some(pings), Poll::Ready(Ok(bytes))) = (&mut self.pings, result) {
-            let mut left = *bytes;
+    /// Looks at the frames among the first so many bytes of what was written.
+    fn has_written(&mut self, written: &[io::IoSlice<'_>], bytes: usize) {
+        if let Some(pings) = &mut self.pings {
+            let mut left = bytes;
             for slice in written {
                 let part = left.min(slice.len());
                 // A client may measure how long an answer takes with every part of it that it is sent.
@@ -132,7 +169,38 @@ impl<S> Reporting<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Reporting<S> {
+impl<S: Socket> Reporting<S> {
+    /// The socket, in the runtime that asks for it.
+    fn socket(&mut self) -> Pin<&mut S> {
+        if self.connection.was_moved() {
+            self.socket.move_here();
+        }
+        Pin::new(&mut self.socket)
+    }
+}
+
+impl<S: Socket + AsyncWrite> Reporting<S> {
+    /// Whether the client is to be said farewell as soon as may be.
+    fn is_to_go(&self) -> bool {
+        self.pings.as_ref().is_some_and(|pings| pings.farewell.is_some())
+    }
+
+    /// Sends what was kept.
+    fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.kept.len() {
+            let result = Pin::new(&mut self.socket).poll_write(cx, &self.kept[self.sent..]);
+            self.connection.on_write(result.is_ready());
+            match ready!(result)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                bytes => self.sent += bytes,
+            }
+        }
+        // An idle connection keeps no memory for it.
+        self.kept = Vec::new();
+        self.sent = 0;
+        Poll::Ready(Ok(()))
+    }
+
     /// Says farewell to a client that has to go, between two frames; `Ready` is the end.
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Option<Poll<io::Error>> {
         let pings = self.pings.as_mut()?;
@@ -169,7 +237,7 @@ fn poll_send<S: AsyncWrite>(
     socket.poll_write(cx, &joined[..bytes])
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
+impl<S: Socket + AsyncRead> AsyncRead for Reporting<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let most = self.read_bytes_max();
@@ -192,8 +260,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
                 buf.put_slice(&self.held);
             }
             let read = match most {
-                None => Pin::new(&mut self.socket).poll_read(cx, buf),
-                Some(most) => Pin::new(&mut (&mut self.socket).take(most as u64)).poll_read(cx, buf),
+                None => self.socket().poll_read(cx, buf),
+                Some(most) => Pin::new(&mut self.socket().take(most as u64)).poll_read(cx, buf),
             };
             let new = &mut buf.filled_mut()[before..];
             if !matches!(read, Poll::Ready(Ok(()))) {
@@ -217,7 +285,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Reporting<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
+impl<S: Socket + AsyncWrite> AsyncWrite for Reporting<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
@@ -227,11 +295,25 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.http2 == Some(true) && self.pings.is_some() {
+            let bytes = slices.iter().map(|slice| slice.len()).sum();
+            let room = self.kept.is_empty() || self.kept.len() + bytes <= KEPT_MAX;
+            if bytes <= KEPT_AT_ONCE_MAX && room && !self.is_to_go() {
+                slices.iter().for_each(|slice| self.kept.extend_from_slice(slice));
+                self.has_written(slices, bytes);
+                self.connection.keep();
+                return Poll::Ready(Ok(bytes));
+            }
+            ready!(self.poll_kept(cx))?;
+        }
         if let Some(ended) = self.poll_farewell(cx) {
             return ended.map(Err);
         }
-        let result = poll_send(Pin::new(&mut self.socket), cx, slices);
-        self.has_written(slices, &result);
+        let result = poll_send(self.socket(), cx, slices);
+        self.connection.on_write(result.is_ready());
+        if let Poll::Ready(Ok(bytes)) = result {
+            self.has_written(slices, bytes);
+        }
         result
     }
 
@@ -240,10 +322,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reporting<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.kept.is_empty() {
+            if self.connection.gathers() && !self.is_to_go() {
+                self.connection.keep();
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_kept(cx))?;
+        }
         Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_kept(cx))?;
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
@@ -255,10 +345,14 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use futures_util::FutureExt as _;
-    use tokio::io::{AsyncWriteExt as _, duplex};
+    use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::super::authority::tests::{MENDED, RECORDED, recorded};
     use super::*;
+
+    impl Socket for tokio::io::DuplexStream {}
+
+    impl Socket for &[u8] {}
 
     #[tokio::test]
     async fn what_is_read_is_mended_and_whole_however_it_comes() {
@@ -339,6 +433,78 @@ mod tests {
             assert!(left < READ_BYTES_MAX, "a turn ended {left} bytes before the end of a frame");
         }
         assert!(seen == sent, "{} bytes of {}", seen.len(), sent.len());
+    }
+
+    /// A connection over HTTP/2, and its client's end.
+    async fn greeted(room: usize) -> (Reporting<DuplexStream>, DuplexStream) {
+        let (mut client, server) = duplex(room);
+        let mut connection = Reporting::new(server, Arc::default(), Some(Duration::from_secs(5)));
+        client.write_all(&recorded(RECORDED)).await.unwrap();
+        let mut seen = Vec::with_capacity(8 << 10);
+        while connection.read_buf(&mut seen).now_or_never().is_some() {}
+        assert_eq!(connection.http2, Some(true));
+        (connection, client)
+    }
+
+    /// What has arrived by now.
+    fn arrived(client: &mut DuplexStream) -> Vec<u8> {
+        let mut seen = Vec::with_capacity(1 << 20);
+        while client.read_buf(&mut seen).now_or_never().is_some() {}
+        seen
+    }
+
+    #[tokio::test]
+    async fn what_is_answered_in_a_turn_is_sent_when_it_ends() {
+        let (mut connection, mut client) = greeted(1 << 20).await;
+        let shared = Arc::clone(&connection.connection);
+        shared.begin_turn();
+        for answer in [&b"one"[..], b"two", b"three"] {
+            connection.write_all(answer).await.unwrap();
+            connection.flush().await.unwrap();
+        }
+        assert_eq!(arrived(&mut client), b"");
+        assert!(shared.end_turn());
+        connection.flush().await.unwrap();
+        assert_eq!(arrived(&mut client), b"onetwothree");
+        assert!(!shared.end_turn(), "nothing is left");
+        // Nothing overtakes what was kept: neither much at once nor the end.
+        shared.begin_turn();
+        connection.write_all(b"small").await.unwrap();
+        let much = vec![b'm'; KEPT_AT_ONCE_MAX + 1];
+        connection.write_all(&much).await.unwrap();
+        assert_eq!(arrived(&mut client), [b"small", &much[..]].concat());
+        connection.write_all(b"last").await.unwrap();
+        connection.shutdown().await.unwrap();
+        assert_eq!(arrived(&mut client), b"last");
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_for_a_client_that_does_not_read_is_bounded_and_comes_whole() {
+        const PIECES: usize = 100;
+        let (mut connection, mut client) = greeted(2 << 10).await;
+        let shared = Arc::clone(&connection.connection);
+        let piece = vec![b'p'; 1 << 10];
+        let (mut written, mut seen) = (0, 0);
+        while written < PIECES * piece.len() {
+            shared.begin_turn();
+            while let Some(bytes) = connection.write(&piece).now_or_never() {
+                written += bytes.unwrap();
+                assert!(connection.kept.len() <= KEPT_MAX);
+                if written >= PIECES * piece.len() {
+                    break;
+                }
+            }
+            assert!(written <= seen + KEPT_MAX + (2 << 10), "{written} bytes of which {seen} were read");
+            assert!(connection.flush().now_or_never().is_some(), "in a turn it is put off");
+            shared.end_turn();
+            let _ = connection.flush().now_or_never();
+            seen += arrived(&mut client).len();
+        }
+        while seen < written {
+            let _ = connection.flush().now_or_never();
+            seen += arrived(&mut client).len();
+        }
+        assert_eq!(connection.kept.capacity(), 0);
     }
 
     #[tokio::test]

@@ -18,8 +18,11 @@
 //! - **Invariant**: a few clients are served at home, whatever they speak. Nobody has to be woken for what stays on one
 //!   thread, so a single client has its answer sooner.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
 
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -113,7 +116,13 @@ impl Lanes {
             let runtime = lane.runtime.clone();
             let served = async move {
                 match moved.and_then(TcpStream::from_std) {
-                    Ok(socket) => serve(socket).await,
+                    Ok(socket) => {
+                        let mut served = Box::pin(serve(socket));
+                        if until_it_listens(served.as_mut(), &connection).await {
+                            connection.move_on();
+                            lanes.home.runtime.spawn(served);
+                        }
+                    }
                     Err(error) => tracing::warn!(%error, "cannot serve a connection"),
                 }
                 drop(seat);
@@ -127,6 +136,16 @@ impl Lanes {
         let lane = self.others.iter().min_by_key(|lane| lane.open())?;
         (lane.open() + HOME_AHEAD <= self.home.open()).then_some(lane)
     }
+}
+
+/// Serves a connection until it ends, or listens to what happens: whether it does.
+async fn until_it_listens(mut served: Pin<&mut impl Future<Output = ()>>, connection: &Connection) -> bool {
+    poll_fn(|cx| match served.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(false),
+        Poll::Pending if connection.listens() => Poll::Ready(true),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
 }
 
 /// Whether a connection speaks HTTP/2; none if it ends before it says anything.
@@ -166,6 +185,8 @@ mod tests {
     use crate::http::connections::{Connections, Limits};
 
     const HTTP1: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+    /// From then on it is told again where each thing that the client says is heard.
+    const LISTENS: &[u8] = b"tell me";
 
     fn runtime(name: &str) -> Runtime {
         Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build().unwrap()
@@ -199,8 +220,16 @@ mod tests {
             let (place, report) = (self.connections.admit().unwrap(), self.report.clone());
             let shared = Arc::clone(&place.connection);
             self.lanes.run(accepted.unwrap().0, shared, |mut socket| async move {
-                report.send(std::thread::current().name().unwrap().to_owned()).unwrap();
-                let _ = socket.read_to_end(&mut Vec::new()).await;
+                let report = || report.send(std::thread::current().name().unwrap().to_owned()).unwrap();
+                report();
+                let mut seen = Vec::new();
+                while socket.read_buf(&mut seen).await.is_ok_and(|bytes| bytes > 0) {
+                    if seen.ends_with(LISTENS) {
+                        place.connection.listen();
+                    } else if place.connection.listens() {
+                        report();
+                    }
+                }
                 drop(place);
             });
             client.unwrap()
@@ -251,6 +280,31 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             assert_eq!(served.serve(HTTP1).await.0, "home");
+        });
+    }
+
+    #[test]
+    fn a_connection_that_listens_is_served_at_home_from_then_on() {
+        let (home, lane) = (runtime("home"), runtime("lane"));
+        home.block_on(async {
+            let mut served = Served::on(&lane).await;
+            let _clients = served.fill_home().await;
+            let (name, mut client) = served.serve(HTTP1).await;
+            assert_eq!((name.as_str(), served.lanes.others[0].open()), ("lane", 1));
+            client.write_all(LISTENS).await.unwrap();
+            // Its place is free for one that asks.
+            while served.lanes.others[0].open() > 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(served.lanes.home.open(), HOME_AHEAD);
+            for _ in 0..3 {
+                client.write_all(b"still there?").await.unwrap();
+                assert_eq!(served.reports.recv().await.unwrap(), "home");
+            }
+            drop(client);
+            while served.connections.open() > HOME_AHEAD {
+                tokio::task::yield_now().await;
+            }
         });
     }
 

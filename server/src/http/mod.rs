@@ -177,7 +177,7 @@ async fn pause(error: std::io::Error) {
 
 async fn connection<S>(settings: Settings, head_bytes_max: usize, socket: S, front: Arc<Front>, place: Place)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: io::Socket + AsyncRead + AsyncWrite + Send + 'static,
 {
     let shared = Arc::clone(&place.connection);
     let place = Arc::new(place);
@@ -196,7 +196,8 @@ where
     loop {
         let mut turn = poll_fn(|cx| {
             shared.begin_turn();
-            http.as_mut().poll(cx)
+            let ended = http.as_mut().poll(cx);
+            if shared.end_turn() && ended.is_pending() { http.as_mut().poll(cx) } else { ended }
         });
         let served = poll_fn(|cx| driver.poll(cx, Pin::new(&mut turn)).map(drop));
         let ordered = tokio::select! {

@@ -28,6 +28,9 @@ use super::gather::Gather;
 
 type Request = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// [`FuturesUnordered`] stops after so many that have woken themselves while they were polled.
+const SELF_WOKEN_MAX: usize = 2;
+
 /// Turns that are given before other connections go first.
 const TURNS_MAX: u32 = 32;
 
@@ -130,9 +133,19 @@ impl Driver {
         }
     }
 
+    /// Runs every request that was woken. The set of them stops after two that have woken themselves, as one does by sending,
+    /// and would have what few have answered written by itself: so it is asked to go on, as often as may be needed for all.
     fn run_requests(&mut self) {
         let mut cx = Context::from_waker(&self.requests);
-        while let Poll::Ready(Some(())) = self.running.poll_next_unpin(&mut cx) {}
+        let mut left = self.running.len() / SELF_WOKEN_MAX;
+        loop {
+            while let Poll::Ready(Some(())) = self.running.poll_next_unpin(&mut cx) {}
+            // A turn that is not given here stays for later.
+            if left == 0 || !self.turns.take(REQUESTS) {
+                break;
+            }
+            left -= 1;
+        }
     }
 }
 
@@ -306,6 +319,40 @@ mod tests {
             assert!(driver.poll(&mut cx, http.as_mut()).is_pending());
         }
         assert_eq!(turns.load(Ordering::Relaxed), 2);
+    }
+
+    /// Requests that wake themselves as they answer: as sending over HTTP/2 does.
+    #[test]
+    fn answers_of_those_who_wake_themselves_are_one_turn_of_http_too() {
+        const ANSWERS: usize = 9;
+        let (executor, mut driver) = Executor::for_connection();
+        let (http_waker, answered) = (Arc::new(AtomicWaker::new()), Arc::new(AtomicUsize::new(0)));
+        let (begin, begun) = tokio::sync::watch::channel(false);
+        for _ in 0..ANSWERS {
+            let (http, answered, mut begun) = (Arc::clone(&http_waker), Arc::clone(&answered), begun.clone());
+            executor.execute(async move {
+                begun.changed().await.unwrap();
+                answered.fetch_add(1, Ordering::Relaxed);
+                http.wake();
+                tokio::task::yield_now().await;
+                pending::<()>().await;
+            });
+        }
+        let seen = Mutex::new(Vec::new());
+        let mut http = pin!(poll_fn(|cx| {
+            http_waker.register(cx.waker());
+            seen.lock().unwrap().push(answered.load(Ordering::Relaxed));
+            Poll::<()>::Pending
+        }));
+        let waker = Waker::from(Arc::new(Woken::default()));
+        let mut cx = Context::from_waker(&waker);
+        assert!(driver.poll(&mut cx, http.as_mut()).is_pending());
+        begin.send(true).unwrap();
+        while answered.load(Ordering::Relaxed) < ANSWERS {
+            assert!(driver.poll(&mut cx, http.as_mut()).is_pending());
+        }
+        assert!(driver.poll(&mut cx, http.as_mut()).is_pending());
+        assert_eq!(*seen.lock().unwrap(), [0, ANSWERS]);
     }
 
     #[test]

@@ -18,11 +18,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::RaftSnapshotBuilder;
 use tally_apply::{Applier, Reads};
-use tally_backend::{Applied, Backend, Export, Staged};
+use tally_backend::{Applied, Backend, Export, Staged, StorageError};
 
 use crate::codec::{CodecError, decode_in_force};
 use crate::fatal::FatalError;
 use crate::progress::Shared;
+use crate::state_machine::SharedLive;
 use crate::types::{Snapshot, SnapshotMeta, TypeConfig, log_id};
 
 pub(crate) use mark::{MarkError, finish_install, unmark_install};
@@ -81,13 +82,13 @@ impl Drop for OwnedExport {
 
 /// Builds one snapshot.
 pub(crate) struct SnapshotBuilder {
-    backend: Backend,
+    live: SharedLive,
     shared: Arc<Shared>,
 }
 
 impl SnapshotBuilder {
-    pub(crate) fn new(backend: Backend, shared: Arc<Shared>) -> SnapshotBuilder {
-        SnapshotBuilder { backend, shared }
+    pub(crate) fn new(live: SharedLive, shared: Arc<Shared>) -> SnapshotBuilder {
+        SnapshotBuilder { live, shared }
     }
 }
 
@@ -95,16 +96,27 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = Checkpoint;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let backend = self.backend.clone();
-        // Flushing takes as long as the disk wants: not on a thread that serves requests.
-        let synced = tokio::task::spawn_blocking(move || backend.sync()).await;
-        let durable = synced
-            .map_err(|error| {
+        loop {
+            let live = self.live.load_full();
+            let backend = live.backend.clone();
+            // Flushing takes as long as the disk wants: not on a thread that serves requests.
+            let synced = tokio::task::spawn_blocking(move || backend.sync()).await;
+            let synced = synced.map_err(|error| {
                 self.fail(FatalError::Consensus { reason: format!("a flush of the store ended: {error}") })
-            })?
-            .map_err(|error| self.fail(FatalError::Snapshot(Arc::new(error))))?;
-        self.shared.durable.fetch_max(durable.index, Ordering::AcqRel);
-        snapshot_of(self.backend.clone(), durable).map_err(|error| self.fail(error.into()))
+            })?;
+            let durable = match synced {
+                // A peer's took its place meanwhile, or is about to: that one is what there is a snapshot of now.
+                Err(StorageError::Replaced { .. }) => {
+                    if Arc::ptr_eq(&live, &self.live.load_full()) {
+                        tokio::task::yield_now().await;
+                    }
+                    continue;
+                }
+                synced => synced.map_err(|error| self.fail(FatalError::Snapshot(Arc::new(error))))?,
+            };
+            self.shared.durable.fetch_max(durable.index, Ordering::AcqRel);
+            return snapshot_of(live.backend.clone(), durable).map_err(|error| self.fail(error.into()));
+        }
     }
 }
 

@@ -185,7 +185,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder::new(self.live.load().backend.clone(), Arc::clone(&self.shared))
+        SnapshotBuilder::new(Arc::clone(&self.live), Arc::clone(&self.shared))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Checkpoint) -> Result<(), io::Error> {

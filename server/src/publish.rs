@@ -9,6 +9,9 @@ use thiserror::Error;
 
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long an attempt may take. One that is on its way to the leader when the connection breaks is decided only when
+/// leadership changes, and this member would serve nobody until then.
+const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// Why a member cannot make itself known.
 #[derive(Debug, Error)]
@@ -32,7 +35,12 @@ pub enum PublishError {
 pub(crate) async fn publish(node: &Node, member: &Member) -> Result<(), PublishError> {
     let command = EncodedCommand::encode(&Command::SetMember(member.clone()));
     while !node.reads().members().contains(member) {
-        match node.propose(command.clone()).await {
+        let attempt = tokio::time::timeout(ATTEMPT, node.propose(command.clone())).await;
+        let Ok(proposed) = attempt else {
+            tracing::warn!("the cluster has not taken this member's name and URLs in {ATTEMPT:?}; trying again");
+            continue;
+        };
+        match proposed {
             Ok(outcome) => return judge(node, outcome.result.err()).await,
             // Doing it twice is doing it once.
             Err(error @ (ProposeError::NoLeader | ProposeError::Discarded | ProposeError::TooManyRequests { .. })) => {

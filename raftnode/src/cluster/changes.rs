@@ -143,7 +143,7 @@ impl Changes {
         }
         let node = Peer { urls };
         if learner {
-            return self.settle(self.raft.add_learner(id, node, false).await.map(drop));
+            return self.settle(membership, self.raft.add_learner(id, node, false).await.map(drop)).await;
         }
         if self.strict {
             self.room_for_a_voter(membership)?;
@@ -155,7 +155,9 @@ impl Changes {
         // change stands as soon as a majority of the old voters has it: nobody without it can be elected.
         loop {
             tokio::select! {
-                added = &mut adding => return self.settle(added.unwrap_or(Err(RaftError::Fatal(Fatal::Stopped)))),
+                added = &mut adding => {
+                    return self.settle(membership, added.unwrap_or(Err(RaftError::Fatal(Fatal::Stopped)))).await;
+                }
                 () = sleep(LOOK_INTERVAL) => {
                     if self.majority_has_member(&voters, id).await? {
                         return Ok(());
@@ -200,7 +202,7 @@ impl Changes {
         } else {
             ChangeMembers::RemoveNodes(BTreeSet::from([id]))
         };
-        self.settle(self.raft.change_membership(change, false).await.map(drop))?;
+        self.settle(membership, self.raft.change_membership(change, false).await.map(drop)).await?;
         self.bury(id).await;
         Ok(())
     }
@@ -224,7 +226,7 @@ impl Changes {
         free_urls(membership, Some(id), &urls)?;
         // Changes what is known of a member, not whether it votes.
         let change = ChangeMembers::SetNodes(BTreeMap::from([(id, Peer { urls })]));
-        self.settle(self.raft.change_membership(change, false).await.map(drop))
+        self.settle(membership, self.raft.change_membership(change, false).await.map(drop)).await
     }
 
     async fn promote(&self, membership: &Membership, id: u64) -> Result<(), MemberError> {
@@ -243,7 +245,7 @@ impl Changes {
             self.room_for_a_voter(membership)?;
         }
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-        self.settle(self.raft.change_membership(change, false).await.map(drop))
+        self.settle(membership, self.raft.change_membership(change, false).await.map(drop)).await
     }
 
     /// With one more voter, enough of the voters must have been started, and the present ones must have a quorum.
@@ -284,16 +286,21 @@ impl Changes {
         self.live.load().reads.members().iter().any(|member| member.id == id && !member.name.is_empty())
     }
 
-    fn settle(&self, written: Written) -> Result<(), MemberError> {
-        match written {
-            Ok(()) => Ok(()),
-            Err(RaftError::Fatal(error)) => Err(self.fatal(&error)),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(MemberError::NoLeader),
-            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(MemberError::Unclear),
+    /// What came of a change of the membership that was `before` it.
+    ///
+    /// A change of voters is two entries. When the second one is refused the first one stands, and whoever leads next
+    /// finishes the change: then it must not be said that nothing has happened.
+    async fn settle(&self, before: &Membership, written: Written) -> Result<(), MemberError> {
+        let error = match written {
+            Ok(()) => return Ok(()),
+            Err(RaftError::Fatal(error)) => return Err(self.fatal(&error)),
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => return Err(MemberError::Unclear),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => MemberError::NoLeader,
             Err(RaftError::APIError(
                 ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_),
-            )) => Err(MemberError::Busy),
-        }
+            )) => MemberError::Busy,
+        };
+        if self.effective().await? == *before { Err(error) } else { Err(MemberError::Unclear) }
     }
 
     fn fatal(&self, _error: &Fatal<TypeConfig>) -> MemberError {

@@ -216,12 +216,10 @@ where
         })
     }
 
-    /// Ends the stream of a member that lacks too much of the log: see `laggards`. Nothing is wrong with the channel.
+    /// Ends the stream of a member that lacks too much of the log: see `laggards`. What else is on its way on the channel
+    /// would only keep the link from what the member needs now.
     fn give_up(&mut self) -> RPCError<TypeConfig> {
-        if let Channel::Open(live) = &mut self.link.channel {
-            // What else is under way in this session is not waited for.
-            live.unanswered_since = None;
-        }
+        self.link.channel = Channel::Closed;
         NetworkError::from_string(format!("member {:x} gets a snapshot instead", self.link.peer.id)).into()
     }
 

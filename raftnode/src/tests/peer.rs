@@ -158,6 +158,7 @@ pub(super) struct Member {
     pub(super) raft: RaftHandle,
     pub(super) live: SharedLive,
     pub(super) shared: Arc<Shared>,
+    pub(super) log: tally_wal::Reader,
     pub(super) url: String,
     pub(super) events: Arc<Events>,
     pub(super) told: mpsc::UnboundedReceiver<(Verdict, u64)>,
@@ -196,6 +197,7 @@ pub(super) async fn member_on(
     options.backend.failpoints = failpoints;
     let Assembled { log, machine, shared, live, .. } =
         assemble(open_storage(options).unwrap(), ApplyLimits::default()).unwrap();
+    let reader = log.reader().clone();
     let mut config = Config { cluster_id: CLUSTER, member_id: id, catchup_entries: 10, ..Config::default() };
     let events = Arc::new(Events::default());
     let observer: Arc<dyn NetworkObserver> = Arc::clone(&events) as _;
@@ -224,7 +226,7 @@ pub(super) async fn member_on(
     });
     net.set_host(Arc::clone(&host) as _);
     let (url, serving) = listen(net.router()).await;
-    Member { id, net, host, raft, live, shared, url, events, told, _dir: dir, _serving: serving }
+    Member { id, net, host, raft, live, shared, log: reader, url, events, told, _dir: dir, _serving: serving }
 }
 
 /// Serves a router on a free port.

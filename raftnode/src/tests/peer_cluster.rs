@@ -1,12 +1,21 @@
 //! Three members with nothing but the transport between them: elections, replication, snapshots, restarts of channels.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::interval;
 
-use super::{Member, SOON, introduce, member, put};
+use super::super::outgoing::Task;
+use super::{Member, SOON, eventually, introduce, member, put};
+use crate::laggards::Laggards;
 use crate::peer::NetworkEvent;
 use crate::types::Peer;
 
@@ -111,6 +120,82 @@ async fn a_member_that_is_too_far_behind_gets_a_snapshot_and_then_entries() {
     assert_eq!(three.live.load().reads.applied().root, leader.live.load().reads.applied().root);
     let incoming = crate::snapshot::incoming_dir(three.live.load().backend.path());
     assert_eq!(std::fs::read_dir(incoming).unwrap().count(), 0, "what was received is deleted once it is in force");
+}
+
+/// A link to `url` that lets so many bytes a second through to it while it is `slow`, and everything back.
+async fn slow_link(url: &str, bytes_per_s: usize, slow: Arc<AtomicBool>) -> (String, Task<()>) {
+    const PIECES_PER_S: u64 = 50;
+    let address = url.strip_prefix("http://").unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let accepting = async move {
+        let mut links = JoinSet::new();
+        while let Ok((from, _)) = listener.accept().await {
+            let to = TcpStream::connect(&address).await.unwrap();
+            let ((mut from, mut back), (mut answers, mut to)) = (from.into_split(), to.into_split());
+            links.spawn(async move { drop(tokio::io::copy(&mut answers, &mut back).await) });
+            let slow = Arc::clone(&slow);
+            links.spawn(async move {
+                let mut piece = vec![0; bytes_per_s / PIECES_PER_S as usize];
+                let mut ticks = interval(Duration::from_millis(1_000 / PIECES_PER_S));
+                while let Ok(bytes @ 1..) = from.read(&mut piece).await {
+                    if slow.load(Ordering::Relaxed) {
+                        ticks.tick().await;
+                    }
+                    if to.write_all(&piece[..bytes]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    };
+    (url, Task::spawn(accepting))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_takes_less_than_is_written_gets_a_snapshot_and_the_log_is_purged() {
+    let (one, two, three) = (member(1).await, member(2).await, member(3).await);
+    let members = [&one, &two];
+    let leads = founded(&members).await;
+    let leader = by_id(&members, leads);
+    write(leader, 10).await;
+    let is_slow = Arc::new(AtomicBool::new(true));
+    let (slow, _link) = slow_link(&three.url, 32 << 10, Arc::clone(&is_slow)).await;
+    leader.net.set_addresses(3, std::slice::from_ref(&slow));
+    three.net.set_addresses(leads, std::slice::from_ref(&leader.url));
+    leader.raft.add_learner(3, Peer { urls: vec![slow.clone()] }, true).await.unwrap();
+    let term = leader.raft.metrics().borrow_watched().current_term;
+    let mut last = 0;
+    for seq in 0..200 {
+        // Much in the log, and little in a snapshot.
+        let long = put("key", &"v".repeat(16 << 10), seq, term);
+        last = leader.raft.client_write(long).await.unwrap().log_id.index;
+    }
+    leader.raft.trigger().snapshot().await.unwrap();
+    let made = |metrics: &openraft::RaftMetrics<_>| metrics.snapshot.as_ref().is_some_and(|id| id.index >= last);
+    leader.raft.wait(Some(SOON)).metrics(made, "a snapshot is made").await.unwrap();
+    let sent = || leader.events.count(|event| matches!(event, NetworkEvent::SnapshotSent { to: 3, .. }));
+    let purged = || leader.raft.metrics().borrow_watched().purged.map_or(0, |id| id.index);
+    let laggards = |lag_bytes_max| Laggards {
+        raft: leader.raft.clone(),
+        net: leader.net.clone(),
+        log: leader.log.clone(),
+        catchup_entries: 10,
+        lag_bytes_max,
+    };
+    // As long as it lacks no more than it may, the log is kept for it.
+    laggards(1 << 30).give_up().await.unwrap();
+    assert!(purged() + 100 < last, "purged up to {} of {last}", purged());
+    assert_eq!(sent(), 0);
+    laggards(64 << 10).give_up().await.unwrap();
+    eventually("the log is purged", || purged() + 20 > last).await;
+    is_slow.store(false, Ordering::Relaxed);
+    applied(&three, last).await;
+    assert_eq!(sent(), 1);
+    let last = write(leader, 50).await;
+    applied(&three, last).await;
+    assert_eq!(sent(), 1);
+    assert_eq!(three.live.load().reads.applied().root, leader.live.load().reads.applied().root);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

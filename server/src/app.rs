@@ -483,3 +483,7 @@ fn lease_ttl_min_s(config: &Config) -> i64 {
     let ticks = 3 * (config.election_ms / config.heartbeat_ms.max(1)) / 2;
     i64::try_from((ticks * config.heartbeat_ms).div_ceil(1_000)).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+#[path = "app_tests.rs"]
+mod tests;

@@ -62,6 +62,9 @@ async fn run(state: &Arc<State>, call: &mut Call) -> Result<Answer, ApiError> {
     call.admit(state)?;
     let message = call.messages.next().await?.ok_or(ProtocolError::NoMessage)?;
     state.metrics.received(call.route, message.len());
+    if let Some(patience) = call.patience.take() {
+        patience.begin();
+    }
     match call.route {
         Route::Range => {
             let whole = kv::range(state, decode::<pb::RangeRequest>(message)?.into()).await?;

@@ -211,8 +211,9 @@ impl Server {
         observed: Arc<Observed>,
         network: Arc<Network>,
     ) -> Result<Server, StartError> {
-        let connections = Arc::new(Connections::new(Limits::default().within_descriptors()));
-        let peer_connections = Arc::new(Connections::new(Limits::for_peers().within_descriptors()));
+        let (clients, peers) = Limits::within_descriptors();
+        let connections = Arc::new(Connections::new(clients));
+        let peer_connections = Arc::new(Connections::new(peers));
         let sizes = Arc::new(Sizes::default());
         jobs::refresh_sizes(&node, &sizes);
         let election = Duration::from_millis(config.election_ms);

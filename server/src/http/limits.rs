@@ -1,6 +1,11 @@
-//! What connections may cost.
+//! What connections may cost, and how many of the process's file descriptors they may take.
 
 use std::time::Duration;
+
+/// Descriptors kept for the database, the log and everything else.
+const RESERVED: usize = 1_100;
+/// Of the descriptors that are left for connections, the part that other members may take at most.
+const PEERS_PART: usize = 4;
 
 /// What connections may cost. The times are kept to within the reaper's tick.
 #[derive(Clone, Debug)]
@@ -49,16 +54,23 @@ impl Limits {
         }
     }
 
-    /// The same, with connections bounded by the file descriptors that this process may open.
-    pub(crate) fn within_descriptors(mut self) -> Limits {
-        /// Descriptors kept for the database, the log and everything else.
-        const RESERVED: usize = 1_100;
-        if let Some(limit) = descriptor_limit() {
-            let available = limit.saturating_sub(RESERVED).max(limit / 2);
-            self.connections_max = self.connections_max.min(available);
+    /// For clients and for other members, with connections bounded by the file descriptors that this process may open: both
+    /// together leave enough of them for everything else.
+    pub(crate) fn within_descriptors() -> (Limits, Limits) {
+        let (clients, peers) = (Limits::default(), Limits::for_peers());
+        match descriptor_limit() {
+            Some(limit) => share(limit, clients, peers),
+            None => (clients, peers),
         }
-        self
     }
+}
+
+/// Shares so many descriptors. Of few, half are for connections.
+fn share(limit: usize, mut clients: Limits, mut peers: Limits) -> (Limits, Limits) {
+    let available = limit.saturating_sub(RESERVED).max(limit / 2);
+    peers.connections_max = peers.connections_max.min(available / PEERS_PART);
+    clients.connections_max = clients.connections_max.min(available - peers.connections_max);
+    (clients, peers)
 }
 
 /// How many files this process may open.
@@ -66,4 +78,38 @@ pub(crate) fn descriptor_limit() -> Option<usize> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
     line.split_whitespace().nth(3)?.parse().ok()
+}
+
+/// Lets this process open as many files as its administrator allows it to, which is often a multiple of what it begins with.
+pub(crate) fn raise_descriptor_limit() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        if current != maximum
+            && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        {
+            tracing::warn!(%error, ?current, ?maximum, "this process may not open more files than it begins with");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_of_both_kinds_leave_descriptors_for_the_rest() {
+        for (limit, expected) in [
+            (400, (150, 50)),
+            (1_024, (384, 128)),
+            (4_096, (2_247, 749)),
+            (20_000, (17_900, 1_000)),
+            (1_048_576, (20_000, 1_000)),
+        ] {
+            let (clients, peers) = share(limit, Limits::default(), Limits::for_peers());
+            assert_eq!((clients.connections_max, peers.connections_max), expected, "of {limit}");
+            assert!(expected.0 + expected.1 <= limit.saturating_sub(RESERVED).max(limit / 2));
+        }
+    }
 }

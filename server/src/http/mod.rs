@@ -30,7 +30,7 @@ pub(crate) use connections::{Connections, Patience};
 use connections::{Order, Place};
 pub(crate) use front::Front;
 pub(crate) use lanes::Lanes;
-pub(crate) use limits::{Limits, descriptor_limit};
+pub(crate) use limits::{Limits, descriptor_limit, raise_descriptor_limit};
 pub use listener::BindError;
 use listener::ListenSocket;
 pub(crate) use listener::{Bound, Listener};

@@ -50,6 +50,8 @@ fn a_large_answer_is_the_sum_of_its_pages() {
     fill(&tally, KEYS);
     let answer = tally.post("/v3/kv/range", &json!({ "key": base64("k/"), "range_end": base64("k0") }).to_string());
     assert_eq!(answer.header("transfer-encoding"), Some("chunked"), "the answer was not sent in pieces");
+    let labels = r#"grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary""#;
+    assert_eq!(tally.metric(&format!("grpc_server_msg_sent_total{{{labels}}}")), 1.0);
     let whole = answer.json();
     assert_eq!((records(&whole).len(), &whole["count"], &whole["more"]), (KEYS, &json!("5000"), &Value::Null));
     for size in [100, 128, 129, 500, 1_000, 1_001, 4_999] {

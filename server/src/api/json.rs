@@ -116,6 +116,8 @@ async fn handle(state: &Arc<State>, mut request: Request) -> Response {
         }
         Ok(Answer::Pieces(pieces)) => {
             running.end(None);
+            // Its bytes are counted as they go.
+            state.metrics.sent(route, 0);
             success(Body::new(pieces))
         }
         Ok(Answer::Leaders(leaders)) => success(lines(state, leaders, running)),
@@ -219,7 +221,11 @@ fn lines(state: &Arc<State>, leaders: Leaders, running: Running) -> Body {
     let (state, mut running) = (Arc::clone(state), Some(running));
     Body::from_stream(leaders.map(move |leader| {
         let line = match leader {
-            Ok(leader) => concurrency::leader_line(&state.header(leader.revision), &leader.record),
+            Ok(leader) => {
+                let line = concurrency::leader_line(&state.header(leader.revision), &leader.record);
+                state.metrics.sent(Route::Observe, line.len());
+                line
+            }
             Err(error) => {
                 if let Some(running) = running.take() {
                     running.end(Some(&error));

@@ -211,8 +211,9 @@ impl Server {
         observed: Arc<Observed>,
         network: Arc<Network>,
     ) -> Result<Server, StartError> {
-        let connections = Arc::new(Connections::new(Limits::default().within_descriptors()));
-        let peer_connections = Arc::new(Connections::new(Limits::for_peers().within_descriptors()));
+        let (clients, peers) = Limits::within_descriptors();
+        let connections = Arc::new(Connections::new(clients));
+        let peer_connections = Arc::new(Connections::new(peers));
         let sizes = Arc::new(Sizes::default());
         jobs::refresh_sizes(&node, &sizes);
         let election = Duration::from_millis(config.election_ms);
@@ -483,3 +484,7 @@ fn lease_ttl_min_s(config: &Config) -> i64 {
     let ticks = 3 * (config.election_ms / config.heartbeat_ms.max(1)) / 2;
     i64::try_from((ticks * config.heartbeat_ms).div_ceil(1_000)).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+#[path = "app_tests.rs"]
+mod tests;

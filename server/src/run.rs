@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{Server, ShutdownError, StartError};
 use crate::config::{Config, LogOutput};
-use crate::http::Lanes;
+use crate::http::{Lanes, raise_descriptor_limit};
 use crate::logging::{self, LogError};
 
 /// How long threads may take to end once the outcome is known; then the process is aborted.
@@ -64,6 +64,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     logging::start(&config.log)?;
     abort_on_panic();
     keep_pages_small();
+    raise_descriptor_limit();
     for notice in &config.notices {
         tracing::warn!("{notice}");
     }

@@ -54,7 +54,7 @@ fn silent_and_dripping_connections_are_closed_while_others_are_served() {
 #[test]
 fn more_connections_than_allowed_are_closed_at_once() {
     let root = directory();
-    // Half of the descriptors may be connections.
+    // Half of the descriptors may be connections, and a quarter of those other members'.
     let tally = common::limited(&root.path().join("d"), 400).start();
     let mut before = tally.connect();
     assert_eq!(before.request("GET", "/health", "").status, 200);
@@ -63,8 +63,8 @@ fn more_connections_than_allowed_are_closed_at_once() {
     last.set_read_timeout(Some(PATIENCE)).unwrap();
     assert!(closed(last), "a connection beyond the limit was kept");
     let answer = before.request("GET", "/metrics", "").body;
-    assert_eq!(common::metric(&answer, "tally_connections_open"), Some(200.0));
-    assert_eq!(common::metric(&answer, "tally_connections_refused_total"), Some(101.0));
+    assert_eq!(common::metric(&answer, "tally_connections_open"), Some(150.0));
+    assert_eq!(common::metric(&answer, "tally_connections_refused_total"), Some(151.0));
     drop(flood);
     // The server notices that they are gone, and there is room again.
     let deadline = Instant::now() + PATIENCE;
@@ -76,6 +76,19 @@ fn more_connections_than_allowed_are_closed_at_once() {
         }
         assert!(Instant::now() < deadline, "there is no room again");
     }
+    tally.stop();
+}
+
+#[test]
+fn as_many_files_are_opened_as_the_administrator_allows() {
+    let root = directory();
+    let tally = common::under(&root.path().join("d"), "-Sn 300").start();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", tally.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let [soft, hard] = [3, 4].map(|column| line.split_whitespace().nth(column).unwrap());
+    assert_eq!(soft, hard);
+    assert_eq!(tally.metric("os_fd_limit"), hard.parse().unwrap_or(0.0));
+    assert_ne!(hard, "300", "there is nothing to be raised here");
     tally.stop();
 }
 

@@ -280,6 +280,8 @@ fn an_election_is_observed_over_json_line_by_line() {
     observer.ask("POST", "/v3/election/observe", &[], &json!({"name": base64("e")}).to_string());
     tally.ok("/v3/election/campaign", &json!({"name": base64("e"), "value": base64("v")}));
     assert_eq!(observer.object()["result"]["kv"]["value"], base64("v"));
+    let labels = r#"grpc_method="Observe",grpc_service="v3electionpb.Election",grpc_type="server_stream""#;
+    assert_eq!(tally.metric(&format!("grpc_server_msg_sent_total{{{labels}}}")), 1.0);
     tally.signal("TERM");
     assert_eq!(observer.object(), json!({"error": {"code": 2, "message": "etcdserver: server stopped"}}));
     assert_eq!(tally.wait().code(), Some(0));

@@ -4,13 +4,13 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use common::cluster::eventually;
 use common::grpc::{block_on, pb};
 use common::watch::JsonWatch;
-use common::{Tally, base64, directory, frames, launch, start};
+use common::{PATIENCE, Tally, base64, directory, frames, launch, start};
 use serde_json::json;
 use tokio_stream::StreamExt as _;
 
@@ -138,4 +138,50 @@ fn thousands_of_watchers_can_be_asked_for_at_once() {
         client.shutdown(std::net::Shutdown::Both).unwrap();
         reads.join().unwrap().unwrap();
     }
+}
+
+/// A stream that asks for much in one packet, and a call behind it.
+#[test]
+fn who_asks_for_much_at_once_lets_others_go_first() {
+    const WATCHERS: usize = 1_000;
+    const DATA: u8 = 0;
+    const SETTINGS: u8 = 4;
+    let directory = directory();
+    let tally = start(directory.path());
+    let create = b"\0\0\0\0\x02\x0a\0";
+    let sent = [
+        frames::hello(),
+        // Frames may be so large that none is sent before the answers of a turn are together.
+        frames::frame(SETTINGS, 0, 0, &[0, 5, 0, 0x0f, 0xff, 0xff]),
+        frames::call(1, "/etcdserverpb.Watch/Watch"),
+        frames::message(1, &create.repeat(WATCHERS)),
+        frames::call(3, "/grpc.health.v1.Health/Check"),
+        frames::message(3, &[0; 5]),
+    ];
+    let mut client = TcpStream::connect(&tally.address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(&sent.concat()).unwrap();
+    let (mut answers, mut answered_before) = (Vec::new(), None);
+    let count = |answers: &[u8]| {
+        let (mut rest, mut count) = (answers, 0);
+        while let Some(length) = rest.first_chunk::<5>() {
+            let bytes = 5 + u32::from_be_bytes(length[1..].try_into().unwrap()) as usize;
+            rest = rest.get(bytes..).unwrap_or_default();
+            count += 1;
+        }
+        count
+    };
+    while answered_before.is_none() || count(&answers) < WATCHERS {
+        let mut head = [0; 9];
+        client.read_exact(&mut head).unwrap();
+        let mut content = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        client.read_exact(&mut content).unwrap();
+        match (head[3], head[8]) {
+            (DATA, 1) => answers.extend_from_slice(&content),
+            (DATA, 3) => answered_before = Some(count(&answers)),
+            _ => {}
+        }
+    }
+    // 128 are taken at a time; a few times so many may be before the call has been read.
+    assert!(answered_before.is_some_and(|before| before < WATCHERS / 2), "{answered_before:?}");
 }

@@ -50,6 +50,8 @@ fn a_large_answer_is_the_sum_of_its_pages() {
     fill(&tally, KEYS);
     let answer = tally.post("/v3/kv/range", &json!({ "key": base64("k/"), "range_end": base64("k0") }).to_string());
     assert_eq!(answer.header("transfer-encoding"), Some("chunked"), "the answer was not sent in pieces");
+    let labels = r#"grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary""#;
+    assert_eq!(tally.metric(&format!("grpc_server_msg_sent_total{{{labels}}}")), 1.0);
     let whole = answer.json();
     assert_eq!((records(&whole).len(), &whole["count"], &whole["more"]), (KEYS, &json!("5000"), &Value::Null));
     for size in [100, 128, 129, 500, 1_000, 1_001, 4_999] {
@@ -73,6 +75,39 @@ fn a_large_answer_is_the_sum_of_its_pages() {
     let old = range(&tally, &json!({ "revision": 51 }));
     assert_eq!(records(&old), records(&whole));
     assert_eq!(range(&tally, &json!({}))["count"], Value::Null);
+}
+
+#[test]
+fn a_large_transaction_that_only_reads_is_the_sum_of_its_ranges() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    fill(&tally, 300);
+    let range = |from: usize, to: usize, revision: i64| {
+        let (key, end) = (format!("k/{from:06}"), format!("k/{to:06}"));
+        json!({ "request_range": { "key": base64(&key), "range_end": base64(&end), "revision": revision } })
+    };
+    let counts = |answer: &Value| -> Vec<Value> {
+        let replies = answer["responses"].as_array().unwrap();
+        replies.iter().map(|reply| reply["response_range"]["count"].clone()).collect()
+    };
+    let absent = json!({ "key": base64("none"), "target": "VERSION", "version": 1 });
+    let nested =
+        json!({ "compare": [absent], "success": [range(0, 1, 0)], "failure": [range(7, 10, 0), range(0, 300, 3)] });
+    let success = [range(0, 200, 0), json!({ "request_txn": nested }), range(299, 300, 0)];
+    let txn = json!({ "success": success, "failure": [range(0, 5, 0)] });
+    let answer = tally.ok("/v3/kv/txn", &txn);
+    assert_eq!((&answer["succeeded"], &answer["header"]["revision"]), (&json!(true), &json!("4")));
+    assert_eq!(counts(&answer), [json!("200"), Value::Null, json!("1")]);
+    assert_eq!(records(&answer["responses"][0]["response_range"]).len(), 200);
+    let inner = &answer["responses"][1]["response_txn"];
+    assert_eq!((&inner["succeeded"], counts(inner)), (&Value::Null, vec![json!("3"), json!("200")]));
+    // What cannot be read refuses the whole.
+    tally.ok("/v3/kv/compaction", &json!({ "revision": 3 }));
+    for (revision, text) in [(2, "compacted"), (-1, "compacted"), (5, "future")] {
+        let txn = json!({ "success": [range(0, 300, 0), range(0, 1, revision)] });
+        let answer = tally.post("/v3/kv/txn", &txn.to_string());
+        assert!(answer.status == 400 && answer.body.contains(text), "{}", answer.body);
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::api::{
     Route, Running, State, admit, body, cluster, election, json_route, kv, lease, lease_lines, lock, maintenance, watch,
 };
 use crate::error::ApiError;
+use crate::http::Patience;
 use crate::wire::{self, EmptyMessage, Members, RangeWriter, concurrency, decode, response};
 
 /// The body of a result.
@@ -63,7 +64,8 @@ pub(crate) fn no_router(state: &State) -> Router {
     })
 }
 
-async fn handle(state: &Arc<State>, request: Request) -> Response {
+async fn handle(state: &Arc<State>, mut request: Request) -> Response {
+    let patience = request.extensions_mut().remove::<Patience>();
     let path = request.uri().path();
     let route = match json_route(path) {
         Some(Some(Route::Watch)) if is_websocket(&request) => {
@@ -99,6 +101,9 @@ async fn handle(state: &Arc<State>, request: Request) -> Response {
     let result = match body::read(request.into_body(), state.body_bytes_max).await {
         Ok(body) => {
             state.metrics.received(route, body.len());
+            if let Some(patience) = patience {
+                patience.begin();
+            }
             answer(state, route, requires_leader, &body).await
         }
         Err(error) => Err(error),
@@ -111,6 +116,8 @@ async fn handle(state: &Arc<State>, request: Request) -> Response {
         }
         Ok(Answer::Pieces(pieces)) => {
             running.end(None);
+            // Its bytes are counted as they go.
+            state.metrics.sent(route, 0);
             success(Body::new(pieces))
         }
         Ok(Answer::Leaders(leaders)) => success(lines(state, leaders, running)),
@@ -214,7 +221,11 @@ fn lines(state: &Arc<State>, leaders: Leaders, running: Running) -> Body {
     let (state, mut running) = (Arc::clone(state), Some(running));
     Body::from_stream(leaders.map(move |leader| {
         let line = match leader {
-            Ok(leader) => concurrency::leader_line(&state.header(leader.revision), &leader.record),
+            Ok(leader) => {
+                let line = concurrency::leader_line(&state.header(leader.revision), &leader.record);
+                state.metrics.sent(Route::Observe, line.len());
+                line
+            }
             Err(error) => {
                 if let Some(running) = running.take() {
                     running.end(Some(&error));

@@ -3,18 +3,24 @@
 use std::time::Duration;
 
 use tally_apply::{Command, Reply};
-use tally_mvcc::{DeleteReply, Op, PutReply, RangeRequest, SweepLimits, SweepProgress, TxnReply, TxnRequest};
+use tally_mvcc::{
+    DeleteReply, Op, OpReply, PutReply, RangeRequest, Record, SweepLimits, SweepProgress, TxnReply, TxnRequest,
+};
 use tokio::time::{sleep, timeout};
 
-use crate::api::range::{self, Begun, SMALL_LIMIT, Unread, Whole};
+use crate::api::range::{self, ANSWER_BYTES_MAX, Begun, SMALL_LIMIT, Unread, Whole};
 use crate::api::state::State;
 use crate::error::ApiError;
+use crate::grpc::ProtocolError;
 use crate::wire::{
     self, CompactionMessage, DeleteRangeMessage, PutMessage, RangeMessage, TxnMessage, reads_are_serializable,
 };
 
 /// Between two pieces of a sweep that a client waits for.
 const SWEEP_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a transaction that is read in place may cost, where a key and a comparison cost one.
+const SMALL_COST: i64 = 1_024;
 
 const OTHER_REPLY: ApiError = ApiError::Defect { what: "a command was answered with the reply to another" };
 
@@ -88,20 +94,92 @@ async fn read_only_txn(state: &State, request: TxnRequest, serializable: bool) -
     if is_small(&request) {
         return Ok(view.txn(&request)?);
     }
-    range::blocking(state, move || Ok(view.txn(&request)?)).await
+    range::blocking(state, move || read(&request, ANSWER_BYTES_MAX, |txn| Ok(view.txn(txn)?))).await
 }
 
-/// True if every range of the transaction is of one key, or ends after a few of the newest revision.
+/// True if the whole transaction, nested ones included, costs little whichever branches it takes.
 fn is_small(txn: &TxnRequest) -> bool {
-    let small_op = |op: &Op| match op {
-        Op::Range(range) => {
-            range.range.is_single()
-                || (range.revision <= 0 && range::is_plain(range) && (1..=SMALL_LIMIT).contains(&range.options.limit))
-        }
-        Op::Txn(txn) => is_small(txn),
-        Op::Put(_) | Op::Delete(_) => true,
+    left_after(txn, SMALL_COST).is_some()
+}
+
+/// What is left of a budget after both branches. None if it is not enough, or if a range reads more than its limit: of a
+/// revision that is not the newest, or filtered, or sorted.
+fn left_after(txn: &TxnRequest, budget: i64) -> Option<i64> {
+    let spend = |left: i64, cost: i64| (left >= cost).then(|| left - cost);
+    let mut left = spend(budget, i64::try_from(txn.compares.len()).ok()?)?;
+    if !txn.compares.iter().all(|compare| compare.range.is_single()) {
+        return None;
+    }
+    for op in txn.success.iter().chain(&txn.failure) {
+        left = spend(left, 1)?;
+        left = match op {
+            Op::Range(range) if range.range.is_single() => left,
+            Op::Range(range) => {
+                let limit = range.options.limit;
+                let ends = range.revision <= 0 && range::is_plain(range) && (1..=SMALL_LIMIT).contains(&limit);
+                spend(left, if ends { limit } else { return None })?
+            }
+            Op::Txn(txn) => left_after(txn, left)?,
+            Op::Put(_) | Op::Delete(_) => left,
+        };
+    }
+    Some(left)
+}
+
+/// Reads a transaction range by range, until the answers together are too large; `run` reads one as a whole.
+fn read(
+    txn: &TxnRequest,
+    bytes_max: usize,
+    run: impl FnMut(&TxnRequest) -> Result<TxnReply, ApiError>,
+) -> Result<TxnReply, ApiError> {
+    let mut reading = Reading { run, bytes: 0, bytes_max };
+    let branches = (reading.run)(&without_ranges(txn))?;
+    reading.read(txn, branches)
+}
+
+/// The same transaction with nothing in place of ranges: its reply says which branches are taken.
+fn without_ranges(txn: &TxnRequest) -> TxnRequest {
+    let ops = |ops: &[Op]| {
+        let op = |op: &Op| match op {
+            Op::Txn(txn) => Op::Txn(without_ranges(txn)),
+            Op::Range(_) | Op::Put(_) | Op::Delete(_) => Op::Txn(TxnRequest::default()),
+        };
+        ops.iter().map(op).collect()
     };
-    txn.compares.iter().all(|compare| compare.range.is_single()) && txn.success.iter().chain(&txn.failure).all(small_op)
+    TxnRequest { compares: txn.compares.clone(), success: ops(&txn.success), failure: ops(&txn.failure) }
+}
+
+/// A transaction that is being read.
+struct Reading<R> {
+    run: R,
+    /// Of the records read so far.
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl<R: FnMut(&TxnRequest) -> Result<TxnReply, ApiError>> Reading<R> {
+    /// Reads the ranges of the branches that are taken.
+    fn read(&mut self, txn: &TxnRequest, branches: TxnReply) -> Result<TxnReply, ApiError> {
+        let TxnReply { succeeded, replies, revision } = branches;
+        let ops = if succeeded { &txn.success } else { &txn.failure };
+        let read = |(op, reply): (&Op, OpReply)| match (op, reply) {
+            (Op::Txn(txn), OpReply::Txn(branches)) => Ok(OpReply::Txn(self.read(txn, branches)?)),
+            (op, _) => self.read_one(op),
+        };
+        let replies = ops.iter().zip(replies).map(read).collect::<Result<_, ApiError>>()?;
+        Ok(TxnReply { succeeded, replies, revision })
+    }
+
+    fn read_one(&mut self, op: &Op) -> Result<OpReply, ApiError> {
+        let alone = TxnRequest { success: vec![op.clone()], ..TxnRequest::default() };
+        let reply = (self.run)(&alone)?.replies.pop().ok_or(OTHER_REPLY)?;
+        let OpReply::Range(result) = &reply else { return Err(OTHER_REPLY) };
+        self.bytes += result.kvs.iter().map(|record: &Record| record.bytes().len()).sum::<usize>();
+        if self.bytes > self.bytes_max {
+            return Err(ProtocolError::AnswerTooLarge { bytes: self.bytes, limit: self.bytes_max }.into());
+        }
+        Ok(reply)
+    }
 }
 
 /// Returns the revision of the store.
@@ -136,7 +214,7 @@ async fn sweep(state: &State) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use tally_mvcc::{KeyRange, RangeOptions, RangeRequest};
+    use tally_mvcc::{Compare, CompareResult, CompareTarget, KeyRange, RangeOptions, RangeRequest, RangeResult};
 
     use super::*;
 
@@ -157,5 +235,66 @@ mod tests {
         assert!(!is_small(&range("b", 0, limit(0))));
         assert!(!is_small(&range("b", 5, limit(1))));
         assert!(!is_small(&range("b", 0, RangeOptions { min_mod_revision: 1, ..limit(1) })));
+    }
+
+    #[test]
+    fn many_small_ranges_are_not_small_together() {
+        let limit = |limit| RangeOptions { limit, ..RangeOptions::default() };
+        let nested = |count: usize, txn: TxnRequest| TxnRequest {
+            success: (1..count).map(|_| Op::Txn(txn.clone())).collect(),
+            failure: vec![Op::Txn(txn.clone())],
+            ..TxnRequest::default()
+        };
+        // Each is a transaction in a transaction around a range, of which each costs one beside what is read.
+        assert!(is_small(&nested(7, range("b", 0, limit(SMALL_LIMIT)))));
+        assert!(!is_small(&nested(8, range("b", 0, limit(SMALL_LIMIT)))));
+        assert!(is_small(&nested(341, range("", 0, limit(0)))));
+        assert!(!is_small(&nested(342, range("", 0, limit(0)))));
+        let compares = |count| TxnRequest { compares: vec![compare(); count], ..TxnRequest::default() };
+        assert!(is_small(&compares(1_024)));
+        assert!(!is_small(&compares(1_025)));
+    }
+
+    fn compare() -> Compare {
+        let range = KeyRange::new("a".into(), "".into()).unwrap();
+        Compare { range, result: CompareResult::Equal, target: CompareTarget::Version(0) }
+    }
+
+    /// A transaction that takes its failure branch has a range there and one in a nested transaction.
+    #[test]
+    fn a_transaction_is_read_until_its_answers_are_too_large() {
+        let range = |key: &'static str| Op::Range(RangeRequest::latest(KeyRange::new(key.into(), "".into()).unwrap()));
+        let inner = TxnRequest { success: vec![range("inner")], failure: vec![range("not")], ..TxnRequest::default() };
+        let txn = TxnRequest {
+            compares: vec![compare()],
+            success: vec![range("not")],
+            failure: vec![range("first"), Op::Txn(inner), range("last")],
+        };
+        const RECORD: &[u8; 16] = b"\x0a\x01k\x10\x01\x18\x01\x20\x01\x2a\x05value";
+        let store = std::cell::RefCell::new(Vec::new());
+        fn reply(txn: &TxnRequest, read: &mut dyn FnMut(&RangeRequest) -> RangeResult) -> TxnReply {
+            let succeeded = txn.compares.is_empty();
+            let ops = if succeeded { &txn.success } else { &txn.failure };
+            let one = |op: &Op| match op {
+                Op::Range(range) => OpReply::Range(read(range)),
+                Op::Txn(txn) => OpReply::Txn(reply(txn, read)),
+                Op::Put(_) | Op::Delete(_) => panic!("it only reads"),
+            };
+            TxnReply { succeeded, replies: ops.iter().map(one).collect(), revision: 7 }
+        }
+        let run = |txn: &TxnRequest| {
+            Ok(reply(txn, &mut |range| {
+                store.borrow_mut().push(range.range.start().to_vec());
+                let record = Record::decode(RECORD[..].into()).unwrap();
+                RangeResult { kvs: vec![record], count: 1, revision: 7, more: false }
+            }))
+        };
+        let whole = read(&txn, usize::MAX, run).unwrap();
+        assert_eq!(whole, run(&txn).unwrap());
+        assert_eq!(*store.borrow(), [&b"first"[..], b"inner", b"last", b"first", b"inner", b"last"]);
+        store.borrow_mut().clear();
+        let error = read(&txn, 20, run).unwrap_err();
+        assert!(matches!(error, ApiError::Grpc(ProtocolError::AnswerTooLarge { bytes: 32, limit: 20 })), "{error}");
+        assert_eq!(*store.borrow(), [&b"first"[..], b"inner"], "what comes after is not read");
     }
 }

@@ -45,7 +45,7 @@ use crate::error::ApiError;
 
 pub(crate) use json::{no_router, router};
 pub(crate) use metrics::{Metrics, Running};
-pub(crate) use range::{Unread, Whole};
+pub(crate) use range::{ANSWER_BYTES_MAX, Unread, Whole};
 use route::json_route;
 pub(crate) use route::{Exchange, Route, route};
 pub(crate) use state::{Limits, Parts, State};

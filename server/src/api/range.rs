@@ -17,6 +17,8 @@ pub(crate) const SMALL_LIMIT: i64 = 128;
 /// Records in an answer that is still built in memory as a whole; bytes of records likewise.
 const WHOLE_RECORDS_MAX: usize = 1_000;
 const WHOLE_BYTES_MAX: usize = 512 * 1024;
+/// The longest message that is sent, as in etcd, and the most that the ranges of a transaction are read.
+pub(crate) const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 /// Work that others do not notice waiting for.
 const UNNOTICED: Duration = Duration::from_micros(100);
 /// Stores of up to so many keys may be walked in place, whatever is asked.

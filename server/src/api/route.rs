@@ -146,6 +146,11 @@ impl Route {
         matches!(self, Route::Watch | Route::Observe)
     }
 
+    /// True if its answer goes on for as long as the client likes, which takes it when it likes.
+    pub(crate) fn goes_on(self) -> bool {
+        self.exchange() != Exchange::Unary && self != Route::RangeStream
+    }
+
     /// What a learner answers too; of ranges, those that do not have to be linearizable.
     pub(crate) fn is_for_learners(self) -> bool {
         matches!(self, Route::Range | Route::Status)

@@ -37,6 +37,7 @@ use tokio::time::Instant;
 
 use crate::api::{Exchange, Route, Running, State, admit};
 use crate::error::{ApiError, Effect};
+use crate::http::Patience;
 use crate::preflight::MESSAGE_OVERHEAD_BYTES;
 pub(crate) use error::ProtocolError;
 use head::Head;
@@ -81,7 +82,7 @@ impl Grpc {
 
     /// Reads the head of a call, of which little is kept; or refuses it.
     fn begin(&self, request: Request<Incoming>) -> Result<(Call, HeaderValue), Box<Response<Reply>>> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         // Whatever is wrong with the head is wrong with HTTP, too, as grpc-go has it.
         let refuse = |status, error: ApiError| Box::new(with_status(reply::refusal(&error), status));
         let (head, client_version) =
@@ -102,7 +103,8 @@ impl Grpc {
         let route = Route::of_grpc(path).ok_or_else(|| refuse(StatusCode::OK, unknown(path).into()))?;
         let running = self.state.metrics.begin(route, client_version);
         let messages = Messages::new(body, self.message_bytes_max, head.encoding.clone());
-        Ok((Call { route, head, messages, running }, kind))
+        let patience = parts.extensions.remove::<Patience>();
+        Ok((Call { route, head, messages, running, patience }, kind))
     }
 }
 
@@ -112,6 +114,8 @@ struct Call {
     head: Head,
     messages: Messages,
     running: Running,
+    /// Of a call that may take long, from when its message has been read.
+    patience: Option<Patience>,
 }
 
 impl Call {

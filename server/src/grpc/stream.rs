@@ -17,7 +17,7 @@ use crate::grpc::{Call, Messages, concurrency, health, lease, range_stream, watc
 
 pub(super) async fn answer(state: &Arc<State>, call: Call) -> Response<Reply> {
     let admitted = call.admit(state);
-    let Call { route, head, messages, running } = call;
+    let Call { route, head, messages, running, .. } = call;
     let answers = match admitted {
         Ok(()) => {
             let begun = begin(state, route, head.requires_leader, messages);

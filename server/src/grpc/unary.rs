@@ -9,7 +9,7 @@ use tally_apply::Alarm;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
-use crate::api::{Route, State, Whole, cluster, kv, maintenance};
+use crate::api::{ANSWER_BYTES_MAX, Route, State, Whole, cluster, kv, maintenance};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
 use crate::grpc::reply::{self, Reply};
@@ -19,8 +19,6 @@ use crate::wire::Members;
 
 /// Answers that are longer are made as they are sent.
 const WHOLE_BYTES_MAX: usize = 256 * 1024;
-/// The longest message that is sent, as in etcd.
-const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 
 /// A result.
 enum Answer {
@@ -62,6 +60,9 @@ async fn run(state: &Arc<State>, call: &mut Call) -> Result<Answer, ApiError> {
     call.admit(state)?;
     let message = call.messages.next().await?.ok_or(ProtocolError::NoMessage)?;
     state.metrics.received(call.route, message.len());
+    if let Some(patience) = call.patience.take() {
+        patience.begin();
+    }
     match call.route {
         Route::Range => {
             let whole = kv::range(state, decode::<pb::RangeRequest>(message)?.into()).await?;

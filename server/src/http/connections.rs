@@ -1,7 +1,8 @@
 //! All open connections: their number is bounded, and those that make no progress are closed.
 //!
 //! **Invariant**: no clock is read on the path of a request. A connection only counts its events; the reaper looks at the
-//! counters every [`TICK`] and closes a connection whose phase and counter have not changed for that phase's time.
+//! counters every [`TICK`] and closes a connection whose phase and counter have not changed for that phase's time, or on which
+//! one request makes no progress, whatever the others do.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -10,76 +11,15 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::ages::{Ages, Side};
+use super::limits::Limits;
+
 /// Time between two looks at the connections.
 const TICK: Duration = Duration::from_secs(2);
 /// How long a client over HTTP/1.1 has to send its last request, be answered it, and be told that it was the last one.
 const FAREWELL: Duration = Duration::from_millis(200);
 /// How long connections that were told to close may take.
 const CLOSING: Duration = Duration::from_secs(5);
-
-/// What connections may cost. The times are kept to within [`TICK`].
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    /// Open connections on all listeners together; further ones are closed at once.
-    pub(crate) connections_max: usize,
-    /// From the connection, or the first byte of a request, until its head is complete.
-    pub(crate) head_timeout: Duration,
-    /// From the complete head until the response begins: reading the body, and handling.
-    pub(crate) handler_timeout: Duration,
-    /// Bodies are streams that may go on for long: [`Limits::handler_timeout`] counts from the last byte received.
-    pub(crate) streamed_bodies: bool,
-    /// For the client to take any byte of a response.
-    pub(crate) stall_timeout: Duration,
-    /// Without any request.
-    pub(crate) idle_timeout: Duration,
-    /// Size of a request's head, and of the buffer that a connection reads into.
-    pub(crate) head_bytes_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            connections_max: 20_000,
-            head_timeout: Duration::from_secs(10),
-            handler_timeout: Duration::from_secs(60),
-            streamed_bodies: false,
-            stall_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(600),
-            head_bytes_max: 64 * 1024,
-        }
-    }
-}
-
-impl Limits {
-    /// For other members: few connections, which carry streams without an end and whole states.
-    pub(crate) fn for_peers() -> Limits {
-        Limits {
-            connections_max: 1_000,
-            // A state that has been received is checked and put in place before it is answered.
-            handler_timeout: Duration::from_secs(15 * 60),
-            streamed_bodies: true,
-            ..Limits::default()
-        }
-    }
-
-    /// The same, with connections bounded by the file descriptors that this process may open.
-    pub(crate) fn within_descriptors(mut self) -> Limits {
-        /// Descriptors kept for the database, the log and everything else.
-        const RESERVED: usize = 1_100;
-        if let Some(limit) = descriptor_limit() {
-            let available = limit.saturating_sub(RESERVED).max(limit / 2);
-            self.connections_max = self.connections_max.min(available);
-        }
-        self
-    }
-}
-
-/// How many files this process may open.
-pub(crate) fn descriptor_limit() -> Option<usize> {
-    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
-    line.split_whitespace().nth(3)?.parse().ok()
-}
 
 /// What a connection is told from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,7 +44,10 @@ pub(super) struct Connection {
     /// Bytes have come that belong to no request yet.
     partial: AtomicBool,
     requests: AtomicU32,
-    handling: AtomicU32,
+    /// Requests whose response has not begun.
+    handled: Ages,
+    /// Parts of responses that the client has not taken yet.
+    offered: Ages,
     open: AtomicU32,
     /// Something has been sent to the client since it was last asked.
     answered: AtomicBool,
@@ -138,6 +81,11 @@ impl Connection {
 
     pub(super) fn is_http2(&self) -> bool {
         self.http2.load(Relaxed)
+    }
+
+    /// Whether bodies may go on for long: it is another member's.
+    pub(super) fn has_streamed_bodies(&self) -> bool {
+        self.streamed_bodies
     }
 
     pub(super) fn on_read(&self, is_http2: bool) {
@@ -230,17 +178,17 @@ impl Connection {
     pub(super) fn begin(self: &Arc<Self>) -> Request {
         self.partial.store(false, Relaxed);
         self.requests.fetch_add(1, Relaxed);
-        self.handling.fetch_add(1, Relaxed);
         self.open.fetch_add(1, Relaxed);
-        Request { connection: Arc::clone(self), handling: true }
+        let handled = Some(self.handled.begin());
+        Request { connection: Arc::clone(self), handled, offered: None, patience: None }
     }
 
     fn phase(&self) -> (Phase, u32) {
         let activity = || self.reads.load(Relaxed).wrapping_add(self.requests.load(Relaxed));
         if self.write_blocked.load(Relaxed) {
             (Phase::Stalled, self.writes.load(Relaxed))
-        } else if self.handling.load(Relaxed) > 0 {
-            (Phase::Handling, if self.streamed_bodies { activity() } else { self.requests.load(Relaxed) })
+        } else if self.handled.any() {
+            (Phase::Handling, if self.streamed_bodies { activity() } else { 0 })
         } else if self.open.load(Relaxed) > 0 {
             (Phase::Responding, 0)
         } else if self.http2.load(Relaxed) {
@@ -256,6 +204,7 @@ impl Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Head,
+    /// Has a limit only where bodies are streams. Elsewhere the oldest request has one.
     Handling,
     /// Has a limit only while the client does not read: then it is [`Phase::Stalled`].
     Responding,
@@ -267,7 +216,7 @@ impl Phase {
     fn limit(self, limits: &Limits) -> Option<Duration> {
         match self {
             Phase::Head => Some(limits.head_timeout),
-            Phase::Handling => Some(limits.handler_timeout),
+            Phase::Handling => limits.streamed_bodies.then_some(limits.handler_timeout),
             Phase::Responding => None,
             Phase::Stalled => Some(limits.stall_timeout),
             Phase::Idle => Some(limits.idle_timeout),
@@ -278,10 +227,23 @@ impl Phase {
 /// A request under way, until its response has been sent.
 pub(super) struct Request {
     connection: Arc<Connection>,
-    handling: bool,
+    /// Until the response begins.
+    handled: Option<Side>,
+    /// While the client has something to take.
+    offered: Option<Side>,
+    /// In place of `handled`, once the request may be patient.
+    patience: Option<Patience>,
 }
 
 impl Request {
+    /// The right to take as long as it likes, for whoever handles it.
+    pub(super) fn patience(&mut self) -> Option<Patience> {
+        let side = self.handled.take()?;
+        let handled = Handled { connection: Arc::clone(&self.connection), side, ended: AtomicBool::new(false) };
+        self.patience = Some(Patience(Arc::new(handled)));
+        self.patience.clone()
+    }
+
     /// A part of the response has been made.
     pub(super) fn answer(&self) {
         self.connection.on_answer();
@@ -290,8 +252,28 @@ impl Request {
     /// The response begins.
     pub(super) fn respond(&mut self) {
         self.answer();
-        if std::mem::take(&mut self.handling) {
-            self.connection.handling.fetch_sub(1, Relaxed);
+        if let Some(side) = self.handled.take() {
+            self.connection.handled.end(side);
+        }
+        if let Some(patience) = self.patience.take() {
+            patience.begin();
+        }
+    }
+
+    /// A part of the response is given to the client. It has its time to take it, which it does once it is offered the next,
+    /// or this is dropped.
+    pub(super) fn offer(&mut self) {
+        let offered = &self.connection.offered;
+        self.offered = Some(match self.offered {
+            Some(side) => offered.renew(side),
+            None => offered.begin(),
+        });
+    }
+
+    /// The client has taken everything that there is as yet.
+    pub(super) fn taken(&mut self) {
+        if let Some(side) = self.offered.take() {
+            self.connection.offered.end(side);
         }
     }
 }
@@ -299,7 +281,29 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         self.respond();
+        self.taken();
         self.connection.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The right of a request to take as long as it likes. It stands among the extensions of a request that has it, and counts
+/// once somebody says so: when the body has been read.
+#[derive(Clone)]
+pub(crate) struct Patience(Arc<Handled>);
+
+struct Handled {
+    connection: Arc<Connection>,
+    side: Side,
+    ended: AtomicBool,
+}
+
+impl Patience {
+    /// From now on there is no limit.
+    pub(crate) fn begin(&self) {
+        let Handled { connection, side, ended } = &*self.0;
+        if !ended.swap(true, Relaxed) {
+            connection.handled.end(*side);
+        }
     }
 }
 
@@ -307,6 +311,42 @@ struct Watched {
     connection: Arc<Connection>,
     seen: (Phase, u32),
     unchanged: Duration,
+    /// For so long at least a request has been handled.
+    handled: Duration,
+    /// For so long at least the client has not taken a part of a response.
+    offered: Duration,
+}
+
+impl Watched {
+    fn new(connection: Arc<Connection>) -> Watched {
+        let seen = connection.phase();
+        let zero = Duration::ZERO;
+        Watched { connection, seen, unchanged: zero, handled: zero, offered: zero }
+    }
+
+    /// What the connection is to be told after so much more time.
+    fn judge(&mut self, elapsed: Duration, limits: &Limits) -> Option<Order> {
+        let age = |ages: &Ages, age: Duration| if ages.look() { age + elapsed } else { Duration::ZERO };
+        self.handled = age(&self.connection.handled, self.handled);
+        self.offered = age(&self.connection.offered, self.offered);
+        let one_is_stuck = self.handled >= limits.handler_timeout || self.offered >= limits.stall_timeout;
+        if one_is_stuck && !limits.streamed_bodies {
+            return Some(Order::Close);
+        }
+        let now = self.connection.phase();
+        if now != self.seen {
+            self.seen = now;
+            self.unchanged = Duration::ZERO;
+            return None;
+        }
+        self.unchanged += elapsed;
+        if now.0.limit(limits).is_none_or(|limit| self.unchanged < limit) {
+            return None;
+        }
+        // A client over HTTP/2 that may be about to ask for something is told before; if it is gone, that ends nothing.
+        let told = !self.connection.is_http2() || self.connection.order() >= Order::Drain;
+        Some(if now.0 == Phase::Idle && !told { Order::Drain } else { Order::Close })
+    }
 }
 
 /// The connections of all listeners of a server.
@@ -367,8 +407,7 @@ impl Connections {
         let id = self.next.fetch_add(1, Relaxed);
         let streamed_bodies = self.limits.streamed_bodies;
         let connection = Arc::new(Connection { streamed_bodies, ..Connection::default() });
-        let seen = connection.phase();
-        open.insert(id, Watched { connection: Arc::clone(&connection), seen, unchanged: Duration::ZERO });
+        open.insert(id, Watched::new(Arc::clone(&connection)));
         Some(Place { all: Arc::clone(self), id, connection })
     }
 
@@ -381,24 +420,10 @@ impl Connections {
         }
     }
 
-    fn tick(&self, elapsed: Duration) {
+    pub(crate) fn tick(&self, elapsed: Duration) {
         for watched in self.lock().values_mut() {
-            let now = watched.connection.phase();
-            if now != watched.seen {
-                watched.seen = now;
-                watched.unchanged = Duration::ZERO;
-                continue;
-            }
-            watched.unchanged += elapsed;
-            let (phase, connection) = (now.0, &watched.connection);
-            if phase.limit(&self.limits).is_none_or(|limit| watched.unchanged < limit) {
-                continue;
-            }
-            // A client over HTTP/2 that may be about to ask for something is told before; if it is gone, that ends nothing.
-            let order = match phase {
-                Phase::Idle if connection.is_http2() && connection.order() < Order::Drain => Order::Drain,
-                _ => Order::Close,
-            };
+            let Some(order) = watched.judge(elapsed, &self.limits) else { continue };
+            let connection = &watched.connection;
             if connection.order() < order {
                 if order == Order::Drain || connection.order() < Order::Drain {
                     self.timed_out.fetch_add(1, Relaxed);
@@ -467,118 +492,5 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn all(connections_max: usize) -> Arc<Connections> {
-        Arc::new(Connections::new(Limits { connections_max, ..Limits::default() }))
-    }
-
-    /// Ticks of 5 s until the connection is told to close; `None` if it is not within an hour.
-    fn closed_after(all: &Connections, connection: &Connection, mut each: impl FnMut()) -> Option<u64> {
-        (1..=720).find_map(|ticks| {
-            each();
-            all.tick(Duration::from_secs(5));
-            (connection.order() == Order::Close).then_some(ticks * 5)
-        })
-    }
-
-    #[test]
-    fn the_number_of_connections_is_bounded() {
-        let all = all(2);
-        let first = all.admit().unwrap();
-        let _second = all.admit().unwrap();
-        assert!(all.admit().is_none());
-        assert_eq!((all.open(), all.refused()), (2, 1));
-        drop(first);
-        assert!(all.admit().is_some());
-    }
-
-    #[test]
-    fn a_connection_that_says_nothing_or_drips_a_head_is_closed() {
-        let all = all(9);
-        let silent = all.admit().unwrap();
-        assert_eq!(closed_after(&all, &silent.connection, || ()), Some(10));
-        let dripping = all.admit().unwrap();
-        let connection = Arc::clone(&dripping.connection);
-        assert_eq!(closed_after(&all, &connection, || connection.on_read(false)), Some(10));
-        assert_eq!(all.timed_out(), 2);
-    }
-
-    #[test]
-    fn an_idle_connection_is_kept_for_long_and_a_busy_one_for_ever() {
-        let all = all(9);
-        let place = all.admit().unwrap();
-        let connection = Arc::clone(&place.connection);
-        assert_eq!(closed_after(&all, &connection, || connection.begin().respond()), None);
-        assert_eq!(closed_after(&all, &connection, || ()), Some(600));
-    }
-
-    #[test]
-    fn an_idle_client_over_http2_is_told_before_it_is_closed() {
-        let all = all(9);
-        let place = all.admit().unwrap();
-        let connection = Arc::clone(&place.connection);
-        connection.on_read(true);
-        let mut told_after = 0;
-        let closed =
-            closed_after(&all, &connection, || told_after += u64::from(connection.order() == Order::Continue) * 5);
-        assert_eq!((told_after, closed), (605, Some(1_205)));
-        assert_eq!(all.timed_out(), 1);
-    }
-
-    #[test]
-    fn a_body_that_never_ends_is_closed_and_a_long_response_is_not() {
-        let all = all(9);
-        let place = all.admit().unwrap();
-        let connection = Arc::clone(&place.connection);
-        let mut request = connection.begin();
-        request.respond();
-        assert_eq!(closed_after(&all, &connection, || connection.on_write(true)), None);
-        drop(request);
-        let _request = connection.begin();
-        assert_eq!(closed_after(&all, &connection, || connection.on_read(false)), Some(65));
-    }
-
-    #[test]
-    fn a_stream_between_members_lives_as_long_as_it_moves() {
-        let all = Arc::new(Connections::new(Limits::for_peers()));
-        let place = all.admit().unwrap();
-        let connection = Arc::clone(&place.connection);
-        connection.on_read(true);
-        // A state that is being received: its request is not answered before the end.
-        let request = connection.begin();
-        assert_eq!(closed_after(&all, &connection, || connection.on_read(true)), None);
-        drop(request);
-        // A stream whose answer has begun may be silent for as long as it likes.
-        let mut duplex = connection.begin();
-        duplex.respond();
-        assert_eq!(closed_after(&all, &connection, || ()), None);
-        drop(duplex);
-        let _silent = connection.begin();
-        assert_eq!(closed_after(&all, &connection, || ()), Some(905));
-    }
-
-    #[test]
-    fn a_client_that_does_not_read_is_closed() {
-        let all = all(9);
-        let place = all.admit().unwrap();
-        let connection = Arc::clone(&place.connection);
-        let mut request = connection.begin();
-        request.respond();
-        connection.on_write(false);
-        assert_eq!(closed_after(&all, &connection, || ()), Some(65));
-    }
-
-    #[test]
-    fn bytes_behind_a_running_request_do_not_count_as_a_late_head() {
-        let all = all(9);
-        let place = all.admit().unwrap();
-        let connection = Arc::clone(&place.connection);
-        let request = connection.begin();
-        connection.on_read(false);
-        drop(request);
-        assert_eq!(connection.phase().0, Phase::Idle);
-    }
-}
+#[path = "connections_tests.rs"]
+mod tests;

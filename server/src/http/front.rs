@@ -17,11 +17,14 @@ use hyper::service::Service as _;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::service::TowerToHyperService;
 
-use super::connections::{Order, Place, Request as Open};
+use super::connections::{Connection, Order, Place, Request as Open};
 use super::takeover::Takeover;
 use crate::api::{Route, route};
 use crate::config::Allowed;
 use crate::grpc::{Grpc, Reply, is_grpc};
+
+/// So much of a response is offered to the client at once. One that does not take that in its time does not read.
+const OFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// The routes of a listener with what guards them.
 pub(crate) struct Front {
@@ -50,19 +53,21 @@ impl Front {
 
     pub(super) async fn call(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         place: Arc<Place>,
     ) -> Result<Response<Tracked>, Infallible> {
         let mut open = place.connection.begin();
         let route = route(request.uri().path());
-        if route.is_some_and(Route::may_take_long) {
-            // Whoever waits for a lock may do so for as long as it likes.
-            open.respond();
+        if route.is_some_and(Route::may_take_long)
+            && let Some(patience) = open.patience()
+        {
+            request.extensions_mut().insert(patience);
         }
+        let offers = offers(&place.connection, request.version(), route);
         match &self.grpc {
             Some(grpc) if is_grpc(&request) => {
                 let response = grpc.call(request).await;
-                Ok(response.map(|reply| Tracked::new(Form::Grpc(reply), open)))
+                Ok(response.map(|reply| Tracked::new(Form::Grpc(reply), open, offers)))
             }
             _ => {
                 let connection = Arc::clone(&place.connection);
@@ -70,7 +75,7 @@ impl Front {
                 if route.is_some_and(Route::tells) && response.status().is_success() {
                     connection.listen();
                 }
-                Ok(response.map(|body| Tracked::new(Form::Plain(body), open)))
+                Ok(response.map(|body| Tracked::new(Form::Plain(body), open, offers)))
             }
         }
     }
@@ -164,17 +169,47 @@ fn with_cors(mut response: Response<Body>, origin: Option<HeaderValue>) -> Respo
     response
 }
 
+/// Whether a response's parts are offered. Over HTTP/1.1 the socket shows whether the client reads; a stream may wait for its
+/// client as long as it likes, and so may another member.
+fn offers(connection: &Connection, version: Version, route: Option<Route>) -> bool {
+    version == Version::HTTP_2 && !connection.has_streamed_bodies() && !route.is_some_and(Route::goes_on)
+}
+
 /// A response's body that ends its request when it has been sent, or given up.
 pub(super) struct Tracked {
     body: Form,
     open: Open,
+    /// Whether the client has to take what it is sent. Over HTTP/2 it may stop the stream, and nobody sees it at the socket.
+    offers: bool,
+    /// What has been made and not been offered yet.
+    rest: Bytes,
 }
 
 impl Tracked {
     /// The response begins.
-    fn new(body: Form, mut open: Open) -> Tracked {
+    fn new(body: Form, mut open: Open, offers: bool) -> Tracked {
         open.respond();
-        Tracked { body, open }
+        Tracked { body, open, offers, rest: Bytes::new() }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match &mut self.body {
+            Form::Plain(body) => Pin::new(body).poll_frame(cx),
+            Form::Grpc(reply) => Pin::new(reply).poll_frame(cx).map_err(axum::Error::new),
+        }
+    }
+
+    /// As much of a frame as is offered at once.
+    fn offer(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        self.open.offer();
+        match frame.into_data() {
+            Ok(mut data) if data.len() > OFFER_BYTES_MAX => {
+                self.rest = data.split_off(OFFER_BYTES_MAX);
+                Frame::data(data)
+            }
+            Ok(data) => Frame::data(data),
+            Err(frame) => frame,
+        }
     }
 }
 
@@ -188,35 +223,45 @@ impl HttpBody for Tracked {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = match &mut self.body {
-            Form::Plain(body) => Pin::new(body).poll_frame(cx),
-            Form::Grpc(reply) => Pin::new(reply).poll_frame(cx).map_err(axum::Error::new),
+        let frame = match std::mem::take(&mut self.rest) {
+            rest if rest.is_empty() => self.poll_body(cx),
+            rest => Poll::Ready(Some(Ok(Frame::data(rest)))),
         };
         if frame.is_ready() {
             self.open.answer();
         }
-        frame
+        match frame {
+            Poll::Ready(Some(Ok(frame))) if self.offers => Poll::Ready(Some(Ok(self.offer(frame)))),
+            frame => {
+                self.open.taken();
+                frame
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.body {
-            Form::Plain(body) => body.is_end_stream(),
-            Form::Grpc(reply) => reply.is_end_stream(),
-        }
+        self.rest.is_empty()
+            && match &self.body {
+                Form::Plain(body) => body.is_end_stream(),
+                Form::Grpc(reply) => reply.is_end_stream(),
+            }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.body {
-            Form::Plain(body) => body.size_hint(),
-            // Messages say how long they are themselves.
-            Form::Grpc(_) => SizeHint::default(),
+            Form::Plain(body) if self.rest.is_empty() => body.size_hint(),
+            // Messages say how long they are themselves, and of what has begun nobody asks.
+            Form::Plain(_) | Form::Grpc(_) => SizeHint::default(),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+    use crate::http::{Connections, Limits};
 
     /// Every request moves its future several times, so what few requests need has to be boxed.
     #[test]
@@ -226,6 +271,49 @@ mod tests {
         }
         let bytes = bytes(Front::call);
         assert!(bytes <= 2_304, "{bytes} bytes");
+    }
+
+    #[test]
+    fn only_clients_over_http2_have_to_take_what_they_asked_for() {
+        let place = |limits| Arc::new(Connections::new(limits)).admit().unwrap();
+        let (client, peer) = (place(Limits::default()), place(Limits::for_peers()));
+        let offers = |place: &Place, version, route| offers(&place.connection, version, route);
+        for route in [None, Some(Route::Range), Some(Route::RangeStream), Some(Route::Lock)] {
+            assert!(offers(&client, Version::HTTP_2, route));
+            assert!(!offers(&client, Version::HTTP_11, route));
+            assert!(!offers(&peer, Version::HTTP_2, route));
+        }
+        for route in [Route::Watch, Route::LeaseKeepAlive, Route::Observe, Route::HealthWatch] {
+            assert!(!offers(&client, Version::HTTP_2, Some(route)));
+        }
+    }
+
+    /// An answer in one piece and an answer in pieces.
+    #[tokio::test]
+    async fn a_large_answer_is_offered_in_parts() {
+        use std::convert::Infallible;
+
+        use http_body_util::BodyExt as _;
+
+        let place = Arc::new(Connections::new(Limits::default())).admit().unwrap();
+        let text: Bytes = (0..3 * OFFER_BYTES_MAX + 5).map(|at| at as u8).collect::<Vec<_>>().into();
+        let pieces = [&text[..7], &text[7..]].map(|piece| Ok::<_, Infallible>(Bytes::copy_from_slice(piece)));
+        let pieces = Body::from_stream(futures_util::stream::iter(pieces));
+        for (body, offers, expected) in [
+            (Body::from(text.clone()), true, vec![OFFER_BYTES_MAX, OFFER_BYTES_MAX, OFFER_BYTES_MAX, 5]),
+            (Body::from(text.clone()), false, vec![text.len()]),
+            (pieces, true, vec![7, OFFER_BYTES_MAX, OFFER_BYTES_MAX, OFFER_BYTES_MAX - 2]),
+        ] {
+            let mut tracked = Tracked::new(Form::Plain(body), place.connection.begin(), offers);
+            let (mut parts, mut all) = (Vec::new(), Vec::new());
+            while let Some(frame) = tracked.frame().await {
+                let data = frame.unwrap().into_data().unwrap();
+                parts.push(data.len());
+                all.extend_from_slice(&data);
+                assert!(all.len() == text.len() || !tracked.is_end_stream());
+            }
+            assert!(parts == expected && all == text, "{parts:?}");
+        }
     }
 
     #[test]

@@ -182,7 +182,8 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::http::connections::{Connections, Limits};
+    use crate::http::connections::Connections;
+    use crate::http::limits::Limits;
 
     const HTTP1: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
     /// From then on it is told again where each thing that the client says is heard.

@@ -1,11 +1,13 @@
 //! HTTP/1.1 and HTTP/2 on one port: the accept loop and the life of a connection.
 
+mod ages;
 mod authority;
 mod connections;
 mod front;
 mod gather;
 mod io;
 mod lanes;
+mod limits;
 mod listener;
 mod pings;
 mod streams;
@@ -24,10 +26,11 @@ use socket2::TcpKeepalive;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-pub(crate) use connections::{Connections, Limits, descriptor_limit};
+pub(crate) use connections::{Connections, Patience};
 use connections::{Order, Place};
 pub(crate) use front::Front;
 pub(crate) use lanes::Lanes;
+pub(crate) use limits::{Limits, descriptor_limit, raise_descriptor_limit};
 pub use listener::BindError;
 use listener::ListenSocket;
 pub(crate) use listener::{Bound, Listener};

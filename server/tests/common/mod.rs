@@ -71,8 +71,13 @@ pub fn launch(data: &Path) -> Launch {
 
 /// The same with at most so many open files.
 pub fn limited(data: &Path, files: usize) -> Launch {
+    under(data, &format!("-n {files}"))
+}
+
+/// The same under a limit that the shell sets.
+pub fn under(data: &Path, limit: &str) -> Launch {
     let mut command = Command::new("sh");
-    let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+    let script = format!("ulimit {limit}; exec \"$0\" \"$@\"");
     command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_tally")).stdin(Stdio::null());
     Launch { command }
         .arg("--listen-client-urls=http://127.0.0.1:0")

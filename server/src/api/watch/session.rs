@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tally_mvcc::{
     Batch, CreateError, Created, Delivery, Event, Filters, HistoryRead, KeyRange, Step, WatchLimits, WatchSpec,
     WatchStream,
 };
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::streams::Place;
@@ -24,6 +25,8 @@ use crate::wire::{WatchCreateMessage, WatchMessage};
 const NO_WATCHER: i64 = -1;
 /// What an event takes in protobuf beside its records, at most.
 const EVENT_BYTES: usize = 16;
+/// Requests that are taken before others go first: a client can send thousands in one packet.
+pub(super) const REQUESTS_AT_ONCE_MAX: usize = 128;
 /// The parts of a notify interval that are added by chance, so that streams do not speak all at once.
 const JITTER_PARTS: u32 = 10;
 
@@ -39,6 +42,8 @@ pub(crate) struct Session {
     ticker: Option<Pin<Box<Sleep>>>,
     /// The client will ask nothing any more.
     closed: bool,
+    /// Requests taken since others went first, or there was none.
+    taken: usize,
 }
 
 /// How a session stands after [`Session::fill`].
@@ -113,6 +118,7 @@ impl Session {
             history: None,
             ticker: None,
             closed: false,
+            taken: 0,
         })
     }
 
@@ -238,7 +244,7 @@ impl Session {
     }
 
     /// Puts what is ready into `out`, and takes requests as long as there is nothing to say, until `chunk_bytes` are
-    /// together or both sides wait.
+    /// together, both sides wait, or there have been many.
     pub(crate) fn fill(
         &mut self,
         cx: &mut Context<'_>,
@@ -263,9 +269,23 @@ impl Session {
             if out.len() >= chunk_bytes || !self.is_ready() {
                 return Filled::Open;
             }
+            if self.taken >= REQUESTS_AT_ONCE_MAX {
+                // Whoever gets something to send comes back at once.
+                if out.is_empty() {
+                    self.taken = 0;
+                    wake_after_others(cx);
+                }
+                return Filled::Open;
+            }
             match request(cx) {
-                Poll::Pending => return Filled::Open,
-                Poll::Ready(Some(Ok(message))) => self.accept(message),
+                Poll::Pending => {
+                    self.taken = 0;
+                    return Filled::Open;
+                }
+                Poll::Ready(Some(Ok(message))) => {
+                    self.taken += 1;
+                    self.accept(message);
+                }
                 Poll::Ready(Some(Err(error))) => return Filled::Ended(Some(error)),
                 Poll::Ready(None) => self.close(),
             }
@@ -299,6 +319,12 @@ impl Session {
         self.said.extend(responses);
         first
     }
+}
+
+/// Has whoever polls this woken once others have had their turn. Waking at once would not do: a connection goes on with
+/// what has been woken before it lets others go first.
+fn wake_after_others(cx: &mut Context<'_>) {
+    let _pending = pin!(yield_now()).poll(cx);
 }
 
 /// Reads a piece of history on a thread that may block. So many are read at a time; the others wait.

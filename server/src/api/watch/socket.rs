@@ -7,9 +7,10 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequestParts as _, Request};
 use axum::response::{IntoResponse as _, Response as HttpResponse};
 use bytes::Bytes;
+use tokio::task::yield_now;
 
 use super::lines;
-use super::session::Session;
+use super::session::{REQUESTS_AT_ONCE_MAX, Session};
 use crate::api::{Route, Running, State};
 use crate::error::ApiError;
 use crate::http::Takeover;
@@ -64,6 +65,7 @@ async fn serve(mut session: Session, mut socket: WebSocket, running: Running) {
 
 /// Serves until either side ends it; the error is for the client.
 async fn exchange(session: &mut Session, socket: &mut WebSocket, objects: &mut Objects) -> Option<ApiError> {
+    let mut taken = 0;
     loop {
         // One after the other, each with what it has to say: a message may hold any number of them.
         while session.is_ready() {
@@ -75,6 +77,10 @@ async fn exchange(session: &mut Session, socket: &mut WebSocket, objects: &mut O
                 Ok(Some(request)) => {
                     session.state().metrics.received(Route::Watch, 0);
                     session.accept(request);
+                    taken += 1;
+                    if taken % REQUESTS_AT_ONCE_MAX == 0 {
+                        yield_now().await;
+                    }
                 }
                 Err(error) => return Some(error.into()),
             }

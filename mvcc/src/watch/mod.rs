@@ -39,6 +39,8 @@ mod spec;
 mod stream;
 mod topic;
 mod watcher;
+#[cfg(test)]
+mod work_tests;
 
 pub use event::{ENCODINGS, Event};
 pub use figures::WatchFigures;

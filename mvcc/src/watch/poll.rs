@@ -12,7 +12,7 @@ use super::history::{Cursor, History, HistoryRead, Outcome};
 use super::signal::News;
 use super::spec::Filters;
 use super::stream::{Batch, Delivery, Step, WatchStream};
-use super::watcher::{Notes, Place};
+use super::watcher::{Ids, Notes, Place};
 
 /// Watchers for which a piece of history is read together.
 const READ_TOGETHER: usize = 64;
@@ -109,17 +109,18 @@ impl WatchStream {
             let (events, more) = log.from(group.cursor.max(log.floor), events_max, bytes_max);
             (log.floor, events, more)
         };
-        if let Some(last) = events.last().map(|event| event.revision()) {
-            group.cursor = last + 1;
-            let mut taken: Option<Taken> = None;
-            for place in 0..self.watchers_of(at) {
-                self.serve(at, place, floor, &events, last, &mut taken);
+        let last = match events.last() {
+            Some(event) => {
+                group.cursor = event.revision() + 1;
+                event.revision()
             }
-        } else {
-            for place in 0..self.watchers_of(at) {
-                self.serve(at, place, floor, &[], floor - 1, &mut None);
-            }
-        }
+            None => floor - 1,
+        };
+        // Put back below: serving them needs the stream, and leaves the group alone.
+        let watchers = std::mem::replace(&mut group.watchers, Ids::One(0));
+        let mut taken: Option<Taken> = None;
+        watchers.iter().for_each(|id| self.serve(id, floor, &events, last, &mut taken));
+        self.group_mut(at).watchers = watchers;
         if more {
             // Whoever else has news goes first.
             let mut marked = Vec::new();
@@ -129,21 +130,8 @@ impl WatchStream {
         }
     }
 
-    fn watchers_of(&self, group: u32) -> usize {
-        self.groups[group as usize].as_ref().map_or(0, |group| group.watchers.as_slice().len())
-    }
-
     /// Gives one watcher of a group its share of `events`, which end with revision `last`.
-    fn serve(
-        &mut self,
-        group: u32,
-        place: usize,
-        floor: i64,
-        events: &[Arc<Event>],
-        last: i64,
-        taken: &mut Option<Taken>,
-    ) {
-        let id = self.group_mut(group).watchers.as_slice()[place];
+    fn serve(&mut self, id: i64, floor: i64, events: &[Arc<Event>], last: i64, taken: &mut Option<Taken>) {
         let Some(watcher) = self.watchers.get_mut(id).filter(|watcher| watcher.place == Place::Level) else { return };
         if watcher.next < floor {
             return self.fall_behind(id);

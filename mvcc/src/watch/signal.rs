@@ -6,8 +6,11 @@ use std::task::Waker;
 use crate::shared::lock;
 
 /// One stream's bell. It outlives neither the stream nor its attachment to a store.
-#[derive(Default)]
-pub(super) struct Signal(Mutex<State>);
+pub(super) struct Signal {
+    /// The stream's number with the hub.
+    number: i64,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
@@ -54,9 +57,17 @@ pub(super) enum News {
 }
 
 impl Signal {
+    pub(super) fn new(number: i64) -> Signal {
+        Signal { number, state: Mutex::default() }
+    }
+
+    pub(super) fn number(&self) -> i64 {
+        self.number
+    }
+
     /// Notes that a group has news. Returns whom to wake, if the stream sleeps.
     pub(super) fn mark(&self, group: u32) -> Option<Waker> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         if state.marked.set(group) {
             state.dirty.push(group);
         }
@@ -65,14 +76,14 @@ impl Signal {
 
     /// Notes that the store is closed.
     pub(super) fn close(&self) -> Option<Waker> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         state.closed = true;
         state.waker.take()
     }
 
     /// Moves the marked groups into `groups`; if there is nothing to tell, `waker` is called when there is.
     pub(super) fn look(&self, groups: &mut impl Extend<u32>, waker: Option<&Waker>) -> News {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         if state.closed {
             return News::Closed;
         }

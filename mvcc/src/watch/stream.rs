@@ -23,8 +23,6 @@ pub const PROGRESS_REQUESTS_MAX: u32 = 64;
 pub struct WatchStream {
     pub(super) shared: Arc<Shared>,
     pub(super) signal: Arc<Signal>,
-    /// The stream's number with the hub, unless the hub was closed.
-    number: Option<u64>,
     pub(super) limits: WatchLimits,
     pub(super) watchers: Roster<Watcher>,
     pub(super) groups: Vec<Option<Group>>,
@@ -112,15 +110,10 @@ pub struct Created {
 impl Reader {
     /// A stream without watchers.
     pub fn watch_stream(&self, limits: WatchLimits) -> WatchStream {
-        let signal = Arc::new(Signal::default());
-        let number = self.shared.hub.join(&signal);
-        if number.is_none() {
-            signal.close();
-        }
+        let (signal, _) = self.shared.hub.join();
         WatchStream {
             shared: Arc::clone(&self.shared),
             signal,
-            number,
             limits,
             watchers: Roster::new(),
             groups: Vec::new(),
@@ -198,7 +191,7 @@ impl WatchStream {
         Ok(Created { id, revision })
     }
 
-    /// Ends a watcher; false if there is none with this id. Nothing more comes for it.
+    /// Ends a watcher; false if there is none with this id. Nothing more comes for it. O(log n), and what is to be handed out.
     pub fn cancel(&mut self, id: i64) -> bool {
         let Some(watcher) = self.watchers.remove(id) else { return false };
         let figures = &self.shared.hub.figures;
@@ -270,11 +263,13 @@ impl WatchStream {
     /// Goes on with another store, each watcher from its next revision: what it has seen does not come again, even if the
     /// other store is not as far. False, and nothing changed, if that one is closed too.
     pub fn attach(&mut self, reader: &Reader) -> bool {
-        let signal = Arc::new(Signal::default());
-        let Some(number) = reader.shared.hub.join(&signal) else { return false };
+        let (signal, is_open) = reader.shared.hub.join();
+        if !is_open {
+            return false;
+        }
         self.settle();
         self.detach();
-        (self.shared, self.signal, self.number) = (Arc::clone(&reader.shared), signal, Some(number));
+        (self.shared, self.signal) = (Arc::clone(&reader.shared), signal);
         let figures = &self.shared.hub.figures;
         figures.watchers.add(self.watchers.len() as u64);
         self.outbox.iter().for_each(|delivery| count(figures, delivery));
@@ -286,7 +281,7 @@ impl WatchStream {
             let Some(group) = &mut self.groups[at] else { continue };
             let sub = self.shared.hub.subscribe(&group.topic.range(), &self.signal, at as u32);
             (group.topic, group.cursor) = (sub.topic, i64::MAX);
-            for id in group.watchers.as_slice().to_vec() {
+            for id in group.watchers.iter().collect::<Vec<_>>() {
                 let watcher = self.watchers.get_mut(id).expect("a group's watchers exist");
                 if watcher.place != Place::Reading {
                     watcher.place = Place::Level;
@@ -307,8 +302,8 @@ impl WatchStream {
                 let log = group.topic.log();
                 (log.floor, log.last().unwrap_or(0))
             };
-            for id in group.watchers.as_slice() {
-                if let Some(watcher) = self.watchers.get_mut(*id)
+            for id in group.watchers.iter() {
+                if let Some(watcher) = self.watchers.get_mut(id)
                     && watcher.place == Place::Level
                     && watcher.next >= floor
                     && watcher.next > last
@@ -406,9 +401,7 @@ impl WatchStream {
         self.outbox.iter().for_each(|delivery| self.discount(delivery));
         hub.figures.watchers.sub(self.watchers.len() as u64);
         hub.figures.slow.sub(self.lagging as u64);
-        if let Some(number) = self.number.take() {
-            hub.leave(number);
-        }
+        hub.leave(&self.signal);
     }
 }
 

@@ -227,6 +227,7 @@ impl Index {
     /// Appends to the logs and rings the bells.
     fn deliver(&mut self, wakers: &mut Vec<Waker>) {
         for Touched { topic, events } in self.touched.drain(..) {
+            let Some(first) = events.first().map(|event| event.revision()) else { continue };
             let bytes = events.iter().map(|event| event.weight()).sum();
             self.kept_events += events.len();
             self.kept_bytes += bytes;
@@ -235,7 +236,7 @@ impl Index {
             let tail = log.tail();
             tail.place = 0;
             tail.events.extend(events);
-            wakers.extend(log.subscribers.iter().filter_map(|one| one.signal.mark(one.group)));
+            wakers.extend(log.subscribers.iter().filter_map(|one| one.signal.mark(one.group, first)));
             drop(log);
             self.kept.push_back(Kept { topic, events: count, bytes });
         }

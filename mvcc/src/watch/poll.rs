@@ -41,8 +41,8 @@ impl WatchStream {
             let told = self.shared.hub.notified();
             match self.signal.look(&mut marked, None) {
                 News::Closed => return Poll::Ready(Step::Closed),
-                News::Groups => {
-                    marked.drain(..).for_each(|group| self.enqueue(group));
+                News::Groups(since) => {
+                    self.enqueue_marked(&mut marked, since);
                     continue;
                 }
                 News::None => {}
@@ -57,7 +57,7 @@ impl WatchStream {
             match self.signal.look(&mut marked, Some(cx.waker())) {
                 News::None => return Poll::Pending,
                 News::Closed => return Poll::Ready(Step::Closed),
-                News::Groups => marked.drain(..).for_each(|group| self.enqueue(group)),
+                News::Groups(since) => self.enqueue_marked(&mut marked, since),
             }
         }
     }
@@ -104,9 +104,10 @@ impl WatchStream {
         let (events_max, bytes_max) = self.batch_limits();
         self.queued.clear(at);
         let Some(Some(group)) = self.groups.get_mut(at as usize) else { return };
+        let cursor = group.cursor;
         let (floor, events, more) = {
             let log = group.topic.log();
-            let (events, more) = log.from(group.cursor.max(log.floor), events_max, bytes_max);
+            let (events, more) = log.from(cursor.max(log.floor), events_max, bytes_max);
             (log.floor, events, more)
         };
         let last = match events.last() {
@@ -119,27 +120,32 @@ impl WatchStream {
         // Put back below: serving them needs the stream, and leaves the group alone.
         let watchers = std::mem::replace(&mut group.watchers, Ids::One(0));
         let mut taken: Option<Taken> = None;
-        watchers.iter().for_each(|id| self.serve(id, floor, &events, last, &mut taken));
+        watchers.iter().for_each(|id| self.serve(id, cursor, floor, &events, last, &mut taken));
         self.group_mut(at).watchers = watchers;
         if more {
-            // Whoever else has news goes first.
+            // Whoever else has news goes first. This group is in the list from here on: it is not all that was marked.
+            self.queued.set(at);
             let mut marked = Vec::new();
-            let _ = self.signal.look(&mut marked, None);
-            marked.into_iter().for_each(|group| self.enqueue(group));
-            self.enqueue(at);
+            if let News::Groups(since) = self.signal.look(&mut marked, None) {
+                self.enqueue_marked(&mut marked, since);
+            }
+            self.todo.push_back(at);
         }
     }
 
     /// Gives one watcher of a group its share of `events`, which end with revision `last`.
-    fn serve(&mut self, id: i64, floor: i64, events: &[Arc<Event>], last: i64, taken: &mut Option<Taken>) {
+    fn serve(&mut self, id: i64, cursor: i64, floor: i64, events: &[Arc<Event>], last: i64, taken: &mut Option<Taken>) {
         let Some(watcher) = self.watchers.get_mut(id).filter(|watcher| watcher.place == Place::Level) else { return };
-        if watcher.next < floor {
+        let next = watcher.next.max(cursor);
+        if next < floor {
+            // From where it is: what was before may be compacted by now, and would have to be gone through.
+            watcher.advance(next);
             return self.fall_behind(id);
         }
-        if watcher.next > last {
+        if next > last {
             return;
         }
-        let (next, filters, prev_kv) = (watcher.next, watcher.filters, watcher.prev_kv);
+        let (filters, prev_kv) = (watcher.filters, watcher.prev_kv);
         watcher.advance(last + 1);
         if !taken.as_ref().is_some_and(|taken| taken.next == next && taken.filters == filters) {
             let wanted = |event: &&Arc<Event>| event.revision() >= next && filters.lets(event.is_delete());

@@ -293,22 +293,21 @@ impl WatchStream {
         true
     }
 
-    /// Moves the cursors of level watchers whose logs hold nothing for them up to what the hub was told of. Otherwise a
-    /// watcher of quiet keys would have to read all history since it was created, or find it compacted.
+    /// Moves the cursors of level watchers up to the first event that waits for them, or to what the hub was told of.
+    /// Otherwise a watcher of quiet keys would have to read all history since it was created, or find it compacted.
     fn settle(&mut self) {
         let told = self.shared.hub.notified();
-        for group in self.groups.iter().flatten() {
-            let (floor, last) = {
-                let log = group.topic.log();
-                (log.floor, log.last().unwrap_or(0))
-            };
+        let mut marked = Vec::new();
+        if let Some(since) = self.signal.unmark(&mut marked) {
+            self.enqueue_marked(&mut marked, since);
+        }
+        for (at, group) in (0..).zip(&self.groups) {
+            let Some(group) = group else { continue };
+            let waits = self.queued.has(at).then(|| group.topic.log().first_from(group.cursor)).flatten();
+            let next = waits.unwrap_or(told + 1);
             for id in group.watchers.iter() {
-                if let Some(watcher) = self.watchers.get_mut(id)
-                    && watcher.place == Place::Level
-                    && watcher.next >= floor
-                    && watcher.next > last
-                {
-                    watcher.advance(told + 1);
+                if let Some(watcher) = self.watchers.get_mut(id).filter(|watcher| watcher.place == Place::Level) {
+                    watcher.advance(next);
                 }
             }
         }
@@ -374,6 +373,18 @@ impl WatchStream {
     pub(super) fn enqueue(&mut self, group: u32) {
         if self.groups.get(group as usize).is_some_and(Option::is_some) && self.queued.set(group) {
             self.todo.push_back(group);
+        }
+    }
+
+    /// Takes up groups that were marked, with news from revision `since` on.
+    pub(super) fn enqueue_marked(&mut self, marked: &mut Vec<u32>, since: i64) {
+        for at in marked.drain(..) {
+            let Some(Some(group)) = self.groups.get_mut(at as usize) else { continue };
+            if self.queued.set(at) {
+                self.todo.push_back(at);
+                // Nothing was left, so what is new is all there is.
+                group.cursor = group.cursor.max(since);
+            }
         }
     }
 

@@ -145,9 +145,13 @@ impl Log {
         self.tail.get_or_insert_default()
     }
 
-    /// The revision of the newest event.
-    pub(super) fn last(&self) -> Option<i64> {
-        Some(self.tail.as_ref()?.events.back()?.revision())
+    /// The revision of the first event from `next` on, if there is one; `next` itself if the log does not go back so far.
+    pub(super) fn first_from(&self, next: i64) -> Option<i64> {
+        if next < self.floor {
+            return Some(next);
+        }
+        let events = &self.tail.as_ref()?.events;
+        Some(events.get(events.partition_point(|event| event.revision() < next))?.revision())
     }
 
     /// Events with revisions from `next` on, up to the end of the revision with which one of the limits is reached, and

@@ -10,7 +10,8 @@ use super::topic::Topic;
 pub(super) struct Group {
     pub(super) topic: Arc<Topic>,
     pub(super) watchers: Ids,
-    /// At or below the cursor of each level watcher.
+    /// Whatever the range had before this revision, each level watcher has been given, if it wants it. So a watcher's own
+    /// cursor may be left where it was while its keys are quiet.
     pub(super) cursor: i64,
 }
 
@@ -57,7 +58,7 @@ impl Ids {
 }
 
 pub(super) struct Watcher {
-    /// The first revision that it has not been given.
+    /// The first revision that it has not been given; for a level watcher, unless its group's cursor is beyond.
     pub(super) next: i64,
     pub(super) serial: u32,
     pub(super) group: u32,

@@ -86,7 +86,7 @@ impl WatchStream {
                     self.post(Delivery::Failed(error));
                 }
                 Outcome::Read { events, next, revision } => {
-                    watcher.advance(next);
+                    self.progress.advance(cursor.id, watcher, next);
                     let group = watcher.group;
                     if !events.is_empty() {
                         let bytes = bytes_of(&events);
@@ -139,14 +139,14 @@ impl WatchStream {
         let next = watcher.next.max(cursor);
         if next < floor {
             // From where it is: what was before may be compacted by now, and would have to be gone through.
-            watcher.advance(next);
+            self.progress.advance(id, watcher, next);
             return self.fall_behind(id);
         }
         if next > last {
             return;
         }
         let (filters, prev_kv) = (watcher.filters, watcher.prev_kv);
-        watcher.advance(last + 1);
+        self.progress.advance(id, watcher, last + 1);
         if !taken.as_ref().is_some_and(|taken| taken.next == next && taken.filters == filters) {
             let wanted = |event: &&Arc<Event>| event.revision() >= next && filters.lets(event.is_delete());
             let chosen: Vec<Arc<Event>> = events.iter().filter(wanted).cloned().collect();
@@ -205,32 +205,6 @@ impl WatchStream {
         match self.shared.hub.figures.pending_bytes.get() > self.limits.pending_bytes {
             true => (1, 1),
             false => (self.limits.batch_events.max(1), self.limits.batch_bytes.max(1)),
-        }
-    }
-
-    /// Answers those who want to know how far they are. Nothing is left to hand out up to `told`, but to those who read
-    /// history. Whoever is told goes on from there, also with a store that is not as far: what was said is never taken back.
-    fn tell_progress(&mut self, told: i64) {
-        if std::mem::take(&mut self.tick_due) {
-            let mut due = Vec::new();
-            for (id, watcher) in self.watchers.iter_mut() {
-                if watcher.notes != Notes::Due {
-                    continue;
-                }
-                watcher.notes = Notes::Quiet;
-                if watcher.place == Place::Level && watcher.may_be_told(told) {
-                    watcher.advance(told + 1);
-                    due.push(id);
-                }
-            }
-            due.into_iter().for_each(|id| self.post(Delivery::Progress { id: Some(id), revision: told }));
-        }
-        if self.progress_requests > 0 && self.lagging == 0 {
-            let requests = std::mem::take(&mut self.progress_requests);
-            if !self.watchers.is_empty() && self.watchers.values().all(|watcher| watcher.may_be_told(told)) {
-                self.watchers.iter_mut().for_each(|(_, watcher)| watcher.advance(told + 1));
-                (0..requests).for_each(|_| self.post(Delivery::Progress { id: None, revision: told }));
-            }
         }
     }
 

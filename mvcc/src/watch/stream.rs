@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::event::Event;
 use super::hub::Subscribed;
+use super::progress::Progress;
 use super::roster::Roster;
 use super::signal::{Bits, Signal};
 use super::spec::{CreateError, WatchLimits, WatchSpec};
@@ -40,7 +41,7 @@ pub struct WatchStream {
     /// A piece of history is out.
     pub(super) reading: bool,
     pub(super) outbox: VecDeque<Delivery>,
-    pub(super) progress_requests: u32,
+    pub(super) progress: Progress,
     pub(super) tick_due: bool,
 }
 
@@ -126,7 +127,7 @@ impl Reader {
             lagging: 0,
             reading: false,
             outbox: VecDeque::new(),
-            progress_requests: 0,
+            progress: Progress::default(),
             tick_due: false,
         }
     }
@@ -179,6 +180,7 @@ impl WatchStream {
             notes: if spec.progress_notify { Notes::Quiet } else { Notes::Unwanted },
             early: spec.start > 0,
         };
+        self.progress.begin(&watcher);
         self.watchers.insert(id, watcher);
         self.shared.hub.figures.watchers.add(1);
         self.take_progress_back();
@@ -194,6 +196,7 @@ impl WatchStream {
     /// Ends a watcher; false if there is none with this id. Nothing more comes for it. O(log n), and what is to be handed out.
     pub fn cancel(&mut self, id: i64) -> bool {
         let Some(watcher) = self.watchers.remove(id) else { return false };
+        self.progress.end(id, &watcher);
         let figures = &self.shared.hub.figures;
         figures.watchers.sub(1);
         if watcher.place != Place::Level {
@@ -227,9 +230,9 @@ impl WatchStream {
 
     /// Asks how far the stream is: answered once for each call, when all watchers are level and everything before has been
     /// delivered. Not answered if there is no watcher, or one that waits for a revision that is not there yet; and of many
-    /// that wait for their answer, only [`PROGRESS_REQUESTS_MAX`] get one each.
+    /// that wait for their answer, only [`PROGRESS_REQUESTS_MAX`] get one each. The answer costs O(log n).
     pub fn request_progress(&mut self) {
-        self.progress_requests = (self.progress_requests + 1).min(PROGRESS_REQUESTS_MAX);
+        self.progress.request(1);
     }
 
     /// Says that a notify interval is over. Watchers that asked for it, had no event since the last one and are level are
@@ -307,7 +310,7 @@ impl WatchStream {
             let next = waits.unwrap_or(told + 1);
             for id in group.watchers.iter() {
                 if let Some(watcher) = self.watchers.get_mut(id).filter(|watcher| watcher.place == Place::Level) {
-                    watcher.advance(next);
+                    self.progress.advance(id, watcher, next);
                 }
             }
         }
@@ -318,7 +321,7 @@ impl WatchStream {
         let before = self.outbox.len();
         self.outbox.retain(|delivery| !matches!(delivery, Delivery::Progress { id: None, .. }));
         let taken_back = u32::try_from(before - self.outbox.len()).unwrap_or(u32::MAX);
-        self.progress_requests = self.progress_requests.saturating_add(taken_back).min(PROGRESS_REQUESTS_MAX);
+        self.progress.request(taken_back);
     }
 
     fn free_id(&mut self) -> i64 {
@@ -364,6 +367,7 @@ impl WatchStream {
             self.shared.hub.figures.slow.sub(1);
         }
         watcher.place = Place::Level;
+        self.progress.join(id, watcher);
         let (group, next) = (watcher.group, watcher.next);
         let one = self.group_mut(group);
         one.cursor = one.cursor.min(next);

@@ -96,14 +96,6 @@ pub(super) enum Place {
 }
 
 impl Watcher {
-    /// Everything before `next` has been given to it, or is not wanted.
-    pub(super) fn advance(&mut self, next: i64) {
-        if next > self.next {
-            self.next = next;
-            self.early = false;
-        }
-    }
-
     /// Never less than what it has seen, and not before the revision that it waits for.
     pub(super) fn may_be_told(&self, told: i64) -> bool {
         if self.early { told >= self.next } else { told + 1 >= self.next }

@@ -1,12 +1,92 @@
 //! How much is looked at for what clients may ask for again and again: counted, not timed.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use tally_backend::{Applied, Backend, Config, Identity};
 
 use super::signal::Signal;
 use super::topic::{Subscriber, Subscribers};
 use super::watcher::Ids;
+use super::{Delivery, Step, WatchLimits, WatchSpec, WatchStream};
+use crate::{KeyRange, Options, PutRequest, Reader, Writer, open};
 
 const MANY: i64 = 1_000;
+
+struct Store {
+    _dir: tempfile::TempDir,
+    backend: Backend,
+    writer: Writer,
+    reader: Reader,
+    index: u64,
+}
+
+impl Store {
+    fn new() -> Store {
+        let dir = tempfile::tempdir().expect("a directory");
+        let backend = Backend::open(Config::new(dir.path(), Identity::default())).expect("a backend");
+        let (writer, reader) = open(&backend, Options::default()).expect("a store");
+        Store { _dir: dir, backend, writer, reader, index: 0 }
+    }
+
+    fn set(&mut self, key: &str) -> i64 {
+        let mut batch = self.backend.batch();
+        let reply = self.writer.put(&PutRequest::new(key.to_owned(), "v"), &mut batch).expect("a put");
+        self.writer.stage_meta(&mut batch);
+        self.index += 1;
+        let at = Applied { index: self.index, term: 1, root: self.writer.root(), ..Applied::default() };
+        batch.commit(&at).expect("a commit");
+        self.writer.publish();
+        reply.revision
+    }
+}
+
+fn spec(key: String) -> WatchSpec {
+    WatchSpec::new(KeyRange::single(key.into()).expect("a key"))
+}
+
+fn drain(stream: &mut WatchStream) -> Vec<Delivery> {
+    let mut all = Vec::new();
+    while let Poll::Ready(step) = stream.poll_next(&mut Context::from_waker(Waker::noop())) {
+        match step {
+            Step::Deliver(delivery) => all.push(delivery),
+            Step::Read(history) => stream.absorb(history.read()),
+            Step::Closed => panic!("the store is closed"),
+        }
+    }
+    all
+}
+
+#[test]
+fn requests_for_progress_look_at_no_watcher() {
+    let mut store = Store::new();
+    let mut stream = store.reader.watch_stream(WatchLimits::default());
+    for number in 0..MANY {
+        stream.create(spec(number.to_string())).expect("a watcher");
+    }
+    assert!(drain(&mut stream).is_empty());
+    stream.watchers.walked.set(0);
+    let ask = |stream: &mut WatchStream| {
+        stream.request_progress();
+        match drain(stream)[..] {
+            [] => None,
+            [Delivery::Progress { id: None, revision }] => Some(revision),
+            ref other => panic!("{other:?}"),
+        }
+    };
+    for _ in 0..10 {
+        let revision = store.set("other");
+        assert_eq!([ask(&mut stream), ask(&mut stream)], [Some(revision); 2]);
+        // One that comes and goes, and one that waits for what is not there yet.
+        let comes = stream.create(spec("more".to_owned())).expect("a watcher").id;
+        assert_eq!(ask(&mut stream), Some(revision));
+        let waits = stream.create(WatchSpec { start: revision + 2, ..spec("more".to_owned()) }).expect("a watcher").id;
+        assert_eq!([ask(&mut stream), ask(&mut stream)], [None; 2]);
+        assert!(stream.cancel(comes) && stream.cancel(waits));
+        assert_eq!(ask(&mut stream), Some(revision));
+    }
+    assert_eq!((stream.watchers(), stream.watchers.walked.get()), (MANY as usize, 0));
+}
 
 #[test]
 fn streams_of_a_topic_come_and_go_without_a_look_at_the_others() {

@@ -39,6 +39,7 @@ mod roster;
 mod signal;
 mod spec;
 mod stream;
+mod taken;
 mod topic;
 mod watcher;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::progress::Progress;
 use super::roster::Roster;
 use super::signal::{Bits, Signal};
 use super::spec::{CreateError, WatchLimits, WatchSpec};
+use super::taken::PREV_READS_MAX;
 use super::watcher::{Group, Ids, Notes, Place, Watcher};
 use crate::error::ReadError;
 use crate::shared::Shared;
@@ -43,6 +44,8 @@ pub struct WatchStream {
     pub(super) outbox: VecDeque<Delivery>,
     pub(super) progress: Progress,
     pub(super) tick_due: bool,
+    /// Previous records that may still be read from the store by whoever polls.
+    pub(super) prev_reads_left: usize,
 }
 
 /// What to do next.
@@ -129,6 +132,7 @@ impl Reader {
             outbox: VecDeque::new(),
             progress: Progress::default(),
             tick_due: false,
+            prev_reads_left: PREV_READS_MAX,
         }
     }
 

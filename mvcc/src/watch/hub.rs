@@ -236,7 +236,8 @@ impl Index {
             let tail = log.tail();
             tail.place = 0;
             tail.events.extend(events);
-            wakers.extend(log.subscribers.iter().filter_map(|one| one.signal.mark(one.group, first)));
+            // By its own loop: an iterator of wakers finds its place among the chunks anew for each.
+            log.subscribers.iter().for_each(|one| wakers.extend(one.signal.mark(one.group, first)));
             drop(log);
             self.kept.push_back(Kept { topic, events: count, bytes });
         }

@@ -80,7 +80,7 @@ impl WatchStream {
                     self.progress.advance(cursor.id, watcher, next);
                     let group = watcher.group;
                     if !events.is_empty() {
-                        self.give(cursor.id, &Selection::of(events), revision);
+                        self.give(cursor.id, &Selection::of(events.into()), revision);
                     }
                     let floor = self.group_mut(group).topic.log().floor;
                     if next < floor { self.fall_behind(cursor.id) } else { self.come_level(cursor.id) }

@@ -20,8 +20,8 @@ pub(super) struct Progress {
     requests: u32,
     /// The greatest revision that a watcher has seen, or was told of.
     seen: i64,
-    /// Start and id of each level watcher that its start has not come to, as far as it is known.
-    waiting: BTreeSet<(i64, i64)>,
+    /// Start and id of each level watcher whose start has not come, as far as is known. In a box, as few streams have any.
+    waiting: Option<Box<BTreeSet<(i64, i64)>>>,
 }
 
 impl Progress {
@@ -39,14 +39,19 @@ impl Progress {
     /// A watcher is level from here on.
     pub(super) fn join(&mut self, id: i64, watcher: &Watcher) {
         if watcher.early {
-            self.waiting.insert((watcher.next, id));
+            self.waiting.get_or_insert_default().insert((watcher.next, id));
         }
     }
 
     /// A watcher is gone.
     pub(super) fn end(&mut self, id: i64, watcher: &Watcher) {
-        if watcher.early {
-            self.waiting.remove(&(watcher.next, id));
+        if watcher.early
+            && let Some(waiting) = &mut self.waiting
+        {
+            waiting.remove(&(watcher.next, id));
+            if waiting.is_empty() {
+                self.waiting = None;
+            }
         }
     }
 
@@ -62,7 +67,8 @@ impl Progress {
 
     /// Whether `revision` may be told of all watchers, if all are level; then it counts as told. O(log n).
     fn tell(&mut self, revision: i64) -> bool {
-        let is_waited_for = self.waiting.last().is_some_and(|(start, _)| *start > revision);
+        let last = self.waiting.as_ref().and_then(|waiting| waiting.last());
+        let is_waited_for = last.is_some_and(|(start, _)| *start > revision);
         if is_waited_for || self.seen > revision {
             return false;
         }

@@ -45,7 +45,7 @@ pub struct WatchStream {
     pub(super) progress: Progress,
     pub(super) tick_due: bool,
     /// Previous records that may still be read from the store by whoever polls.
-    pub(super) prev_reads_left: usize,
+    pub(super) prev_reads_left: u16,
 }
 
 /// What to do next.

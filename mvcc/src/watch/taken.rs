@@ -13,7 +13,7 @@ use crate::shared::Shared;
 
 /// Previous records that a stream reads from the store itself, if they are not in memory, until nothing is left to take up.
 /// With more, whoever polls it would keep others waiting that share the thread.
-pub(super) const PREV_READS_MAX: usize = 16;
+pub(super) const PREV_READS_MAX: u16 = 16;
 
 /// Events of a group that are taken up together: whole revisions.
 pub(super) struct Taken {
@@ -26,8 +26,10 @@ pub(super) struct Taken {
     pub(super) last: i64,
     /// The log has more.
     pub(super) more: bool,
-    /// In the order of what they begin with and leave out.
-    selections: Vec<(Wanted, Selection)>,
+    /// What the first who was served wants, and so do most of the others.
+    common: Option<(Wanted, Selection)>,
+    /// What else is wanted, in its order.
+    others: Vec<(Wanted, Selection)>,
 }
 
 /// The first event's place, and which changes are left out.
@@ -50,43 +52,53 @@ impl Taken {
         let (events, more) = log.from(cursor.max(floor), events_max, bytes_max);
         drop(log);
         let last = events.last().map_or(floor - 1, |event| event.revision());
-        Taken { events, cursor, floor, last, more, selections: Vec::new() }
+        Taken { events, cursor, floor, last, more, common: None, others: Vec::new() }
     }
 
     /// What a watcher wants whose next revision is `next`. O(log events), once one has wanted the same.
     pub(super) fn select(&mut self, next: i64, filters: Filters) -> &mut Selection {
         let first = self.events.partition_point(|event| event.revision() < next);
         let wanted = (first, filters.no_put, filters.no_delete);
-        let at = match self.selections.binary_search_by_key(&wanted, |(wanted, _)| *wanted) {
+        let events = &self.events[first..];
+        let make = || {
+            let chosen = match filters == Filters::default() {
+                true => events.into(),
+                false => events.iter().filter(|event| filters.lets(event.is_delete())).cloned().collect(),
+            };
+            (wanted, Selection::of(chosen))
+        };
+        let (common, selection) = self.common.get_or_insert_with(make);
+        if *common == wanted {
+            return selection;
+        }
+        let at = match self.others.binary_search_by_key(&wanted, |(wanted, _)| *wanted) {
             Ok(at) => at,
             Err(at) => {
-                let lets = |event: &&Arc<Event>| filters.lets(event.is_delete());
-                let events: Vec<Arc<Event>> = self.events[first..].iter().filter(lets).cloned().collect();
-                self.selections.insert(at, (wanted, Selection::of(events)));
+                self.others.insert(at, make());
                 at
             }
         };
-        &mut self.selections[at].1
+        &mut self.others[at].1
     }
 }
 
 impl Selection {
-    pub(super) fn of(events: Vec<Arc<Event>>) -> Selection {
+    pub(super) fn of(events: Arc<[Arc<Event>]>) -> Selection {
         let bytes = events.iter().map(|event| event.record().bytes().len() as u64).sum();
-        Selection { events: events.into(), bytes, prevs: None }
+        Selection { events, bytes, prevs: None }
     }
 
     /// Finds what the keys had before, with at most `reads_left` reads of the store, which it counts. False if it takes more.
-    pub(super) fn find_prevs(&mut self, shared: &Arc<Shared>, reads_left: &mut usize) -> Result<bool, ReadError> {
+    pub(super) fn find_prevs(&mut self, shared: &Arc<Shared>, reads_left: &mut u16) -> Result<bool, ReadError> {
         if let Some(found) = self.prevs {
             return Ok(found);
         }
         let far = self.events.iter().filter(|event| !event.is_prev_at_hand(shared)).count();
         // History gives nothing from before a compaction, though the log has it.
         let is_past = |event: &Arc<Event>| event.revision() < shared.published.load().compact;
-        let found = far <= *reads_left || self.events.first().is_some_and(is_past);
+        let found = far <= usize::from(*reads_left) || self.events.first().is_some_and(is_past);
         if found {
-            *reads_left = reads_left.saturating_sub(far);
+            *reads_left = reads_left.saturating_sub(u16::try_from(far).unwrap_or(u16::MAX));
             self.events.iter().try_for_each(|event| event.find_prev(shared))?;
         }
         self.prevs = Some(found);

@@ -44,6 +44,13 @@ impl Records {
         self.take(at, found, Afterwards::Keep)
     }
 
+    /// A committed record, if it can be had without asking the backend.
+    pub(crate) fn at_hand(&self, at: Revision, metrics: &Metrics) -> Option<Record> {
+        let found = self.cache.get(at);
+        metrics.cache_hits.add(u64::from(found.is_some()));
+        found
+    }
+
     /// The records of `revisions`, in that order. What is not at hand is read in one go.
     pub(crate) fn get_many(
         &self,

@@ -116,6 +116,36 @@ fn row_40_a_watcher_whose_log_was_forgotten_reads_history_before_progress() {
     assert_eq!(seen, [put(ids[0]), put(ids[1]), (other, vec![put_of(3, "other", "2")])]);
 }
 
+/// Nothing that a quiet watcher lacks is compacted, however old its last event is, and although the window has no room for
+/// the next.
+#[test]
+fn row_40_a_quiet_watcher_lacks_nothing_of_what_was_compacted_before_its_events() {
+    for events in [1, 4, 9] {
+        let mut store = store_with_window(4);
+        let mut watching = Watching::new(&store.reader);
+        let ids = [watching.create(single("k"), 0), watching.create(between("k", "l"), 0)];
+        assert!(watching.drain().is_empty());
+        for revision in 2..=20 {
+            store.set("other", &revision.to_string());
+        }
+        store.compact_now(15);
+        store.sweep_all();
+        let puts: Vec<_> = (0..events).map(|_| put_of(store.set("k", "v"), "k", "v")).collect();
+        // Others write, so that the window has no room for what waits.
+        let noise = between("x", "y");
+        let mut other = Watching::new(&store.reader);
+        other.create(noise, 0);
+        for _ in 0..5 {
+            store.set("x", "v");
+        }
+        let batches = watching.batches();
+        for id in ids {
+            let seen: Vec<_> = batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect();
+            assert_eq!(seen, puts, "{events} events");
+        }
+    }
+}
+
 #[test]
 fn row_40_a_compaction_during_the_reading_is_noticed() {
     let mut store = store_with_window(1);

@@ -69,6 +69,25 @@ fn a_revision_comes_whole_and_in_its_order() {
     assert_eq!(changes(&batches[1]), [put_of(4, "b", "2"), put_of(4, "a", "2")]);
 }
 
+/// What is published meanwhile is not all that is new.
+#[test]
+fn what_is_taken_up_in_parts_comes_whole_although_more_comes_meanwhile() {
+    let mut store = Store::new();
+    let mut watching = Watching::with(&store.reader, WatchLimits { batch_events: 1, ..WatchLimits::default() });
+    watching.create(single("k"), 0);
+    assert!(watching.drain().is_empty());
+    let (mut puts, mut seen) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        puts.extend([1, 2, 3].map(|_| put_of(store.set("k", "v"), "k", "v")));
+        match watching.step() {
+            Some(Step::Deliver(Delivery::Events(batch))) => seen.extend(changes(&batch)),
+            other => panic!("{other:?}"),
+        }
+    }
+    seen.extend(watching.batches().iter().flat_map(changes));
+    assert_eq!(seen, puts);
+}
+
 #[test]
 fn ids_are_chosen_from_zero_and_given_ones_are_kept() {
     let store = Store::new();

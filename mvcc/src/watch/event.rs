@@ -1,11 +1,11 @@
 //! One change, shared by everybody who watches its key.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use crate::error::{ReadError, Rejection};
-use crate::index::Revision;
+use crate::index::{Rev, Revision};
 use crate::record::Record;
 use crate::shared::Shared;
 use crate::view::View;
@@ -74,17 +74,30 @@ impl Event {
         self.record.bytes().len() * COPIES + EVENT_OVERHEAD_BYTES
     }
 
-    /// Looks the previous record up, unless somebody has. A key that the event created had none.
-    pub(super) fn find_prev(&self, shared: &std::sync::Arc<Shared>) -> Result<(), ReadError> {
+    /// Looks the previous record up in memory, unless somebody has. False if it is to be read from the store.
+    pub(super) fn is_prev_at_hand(&self, shared: &Arc<Shared>) -> bool {
+        if self.prev.get().is_some() {
+            return true;
+        }
+        let view = View { shared: Arc::clone(shared), at: shared.published.load_full() };
+        let found = match self.prev_rev(&view) {
+            None => None,
+            Some(rev) => match shared.records.at_hand(rev.at, &shared.metrics) {
+                None => return false,
+                found => found,
+            },
+        };
+        let _ = self.prev.set(found);
+        true
+    }
+
+    /// Looks the previous record up, unless somebody has. It may have to be read from the store.
+    pub(super) fn find_prev(&self, shared: &Arc<Shared>) -> Result<(), ReadError> {
         if self.prev.get().is_some() {
             return Ok(());
         }
-        let created = !self.delete && self.record.create_revision() == self.revision();
         let mut attempt = 1;
         let found = loop {
-            if created {
-                break None;
-            }
             match self.look_up_prev(shared) {
                 Err(ReadError::Overtaken { .. }) if attempt < READ_ATTEMPTS => attempt += 1,
                 // Its compaction took it: absent, as if it had happened before.
@@ -97,15 +110,20 @@ impl Event {
         Ok(())
     }
 
-    fn look_up_prev(&self, shared: &std::sync::Arc<Shared>) -> Result<Option<Record>, ReadError> {
-        let view = View { shared: std::sync::Arc::clone(shared), at: shared.published.load_full() };
+    fn look_up_prev(&self, shared: &Arc<Shared>) -> Result<Option<Record>, ReadError> {
+        let view = View { shared: Arc::clone(shared), at: shared.published.load_full() };
+        let Some(rev) = self.prev_rev(&view) else { return Ok(None) };
+        view.state().fetch(rev).map(Some).map_err(|error| view.explain(error, self.revision() - 1))
+    }
+
+    /// Which record the key had before, if any that has not been compacted. A key that the event created had none.
+    fn prev_rev(&self, view: &View) -> Option<Rev> {
         let before = self.revision() - 1;
-        if before < view.compact_revision() || before > view.revision() {
-            return Ok(None);
+        let created = !self.delete && self.record.create_revision() == self.revision();
+        if created || before < view.compact_revision() || before > view.revision() {
+            return None;
         }
-        let state = view.state();
-        let Some(rev) = state.lookup(self.record.key(), before) else { return Ok(None) };
-        state.fetch(rev).map(Some).map_err(|error| view.explain(error, before))
+        view.state().lookup(self.record.key(), before)
     }
 }
 

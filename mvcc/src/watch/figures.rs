@@ -24,7 +24,8 @@ impl WatchFigures {
         self.watchers.get()
     }
 
-    /// Watchers that read history because the newest events are not all they lack.
+    /// Watchers that read history, because the newest events are not all they lack, or what many keys had before is not in
+    /// memory.
     pub fn slow_watchers(&self) -> u64 {
         self.slow.get()
     }

@@ -43,8 +43,8 @@ struct Index {
     kept_events: usize,
     kept_bytes: usize,
     /// Every attached stream, by a number of its own.
-    streams: BTreeMap<u64, Arc<Signal>>,
-    next_stream: u64,
+    streams: BTreeMap<i64, Arc<Signal>>,
+    next_stream: i64,
     closed: bool,
     /// Kept to be used again.
     touched: Vec<Touched>,
@@ -108,22 +108,26 @@ impl Hub {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Takes a stream in. `None` if the store is closed.
-    pub(super) fn join(&self, signal: &Arc<Signal>) -> Option<u64> {
+    /// Takes a stream in, under a number that no other has. Its bell, and whether the store is still written; if it is not,
+    /// the bell says so too.
+    pub(super) fn join(&self) -> (Arc<Signal>, bool) {
         let mut index = lock(&self.index);
-        if index.closed {
-            return None;
-        }
-        let number = index.next_stream;
+        let signal = Arc::new(Signal::new(index.next_stream));
         index.next_stream += 1;
-        index.streams.insert(number, Arc::clone(signal));
+        if index.closed {
+            // Nobody sleeps by it yet.
+            let _ = signal.close();
+            return (signal, false);
+        }
+        index.streams.insert(signal.number(), Arc::clone(&signal));
         self.figures.streams.add(1);
-        Some(number)
+        (signal, true)
     }
 
-    pub(super) fn leave(&self, stream: u64) {
-        lock(&self.index).streams.remove(&stream);
-        self.figures.streams.sub(1);
+    pub(super) fn leave(&self, signal: &Signal) {
+        if lock(&self.index).streams.remove(&signal.number()).is_some() {
+            self.figures.streams.sub(1);
+        }
     }
 
     /// Makes a stream hear of a range, under `group` unless it has a group for it.
@@ -143,8 +147,8 @@ impl Hub {
         Subscribed { topic, group, floor }
     }
 
-    /// The opposite; the last to leave takes the topic away.
-    pub(super) fn unsubscribe(&self, topic: &Arc<Topic>, signal: &Arc<Signal>) {
+    /// The opposite; the last to leave takes the topic away. O(log n).
+    pub(super) fn unsubscribe(&self, topic: &Arc<Topic>, signal: &Signal) {
         let mut index = lock(&self.index);
         let mut log = topic.log();
         log.subscribers.remove(signal);
@@ -223,6 +227,7 @@ impl Index {
     /// Appends to the logs and rings the bells.
     fn deliver(&mut self, wakers: &mut Vec<Waker>) {
         for Touched { topic, events } in self.touched.drain(..) {
+            let Some(first) = events.first().map(|event| event.revision()) else { continue };
             let bytes = events.iter().map(|event| event.weight()).sum();
             self.kept_events += events.len();
             self.kept_bytes += bytes;
@@ -231,7 +236,8 @@ impl Index {
             let tail = log.tail();
             tail.place = 0;
             tail.events.extend(events);
-            wakers.extend(log.subscribers.iter().filter_map(|one| one.signal.mark(one.group)));
+            // By its own loop: an iterator of wakers finds its place among the chunks anew for each.
+            log.subscribers.iter().for_each(|one| wakers.extend(one.signal.mark(one.group, first)));
             drop(log);
             self.kept.push_back(Kept { topic, events: count, bytes });
         }

@@ -24,6 +24,7 @@
 //! **Invariant**: a watcher is given the events from its cursor on, whole revisions at a time, and its cursor never goes
 //! back: not at the hand-over between history and log, and not when the store is replaced by another.
 //! **Invariant**: revision R is told as progress only after every event up to R has been handed out.
+//! **Invariant**: what a client may ask for without end (how far the stream is, to end a watcher) looks at no other watcher.
 //! **Invariant**: publishing costs one lock when nobody watches, and is otherwise in proportion to the topics that are
 //! touched and the streams that watch them; watchers of other keys cost a lookup together, not each.
 
@@ -33,12 +34,16 @@ mod history;
 mod hub;
 mod intervals;
 mod poll;
+mod progress;
 mod roster;
 mod signal;
 mod spec;
 mod stream;
+mod taken;
 mod topic;
 mod watcher;
+#[cfg(test)]
+mod work_tests;
 
 pub use event::{ENCODINGS, Event};
 pub use figures::WatchFigures;

@@ -7,23 +7,14 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::event::Event;
 use super::history::{Cursor, History, HistoryRead, Outcome};
 use super::signal::News;
-use super::spec::Filters;
 use super::stream::{Batch, Delivery, Step, WatchStream};
-use super::watcher::{Notes, Place};
+use super::taken::{PREV_READS_MAX, Selection, Taken};
+use super::watcher::{Ids, Notes, Place};
 
 /// Watchers for which a piece of history is read together.
 const READ_TOGETHER: usize = 64;
-
-/// What watchers of a group get: the same, mostly.
-struct Taken {
-    next: i64,
-    filters: Filters,
-    events: Arc<[Arc<Event>]>,
-    bytes: u64,
-}
 
 impl WatchStream {
     /// The next thing to do. `Pending` if there is nothing; the waker is called when there is.
@@ -41,11 +32,11 @@ impl WatchStream {
             let told = self.shared.hub.notified();
             match self.signal.look(&mut marked, None) {
                 News::Closed => return Poll::Ready(Step::Closed),
-                News::Groups => {
-                    marked.drain(..).for_each(|group| self.enqueue(group));
+                News::Groups(since) => {
+                    self.enqueue_marked(&mut marked, since);
                     continue;
                 }
-                News::None => {}
+                News::None => self.prev_reads_left = PREV_READS_MAX,
             }
             if let Some(history) = self.history() {
                 return Poll::Ready(Step::Read(history));
@@ -57,7 +48,7 @@ impl WatchStream {
             match self.signal.look(&mut marked, Some(cx.waker())) {
                 News::None => return Poll::Pending,
                 News::Closed => return Poll::Ready(Step::Closed),
-                News::Groups => marked.drain(..).for_each(|group| self.enqueue(group)),
+                News::Groups(since) => self.enqueue_marked(&mut marked, since),
             }
         }
     }
@@ -86,11 +77,10 @@ impl WatchStream {
                     self.post(Delivery::Failed(error));
                 }
                 Outcome::Read { events, next, revision } => {
-                    watcher.advance(next);
+                    self.progress.advance(cursor.id, watcher, next);
                     let group = watcher.group;
                     if !events.is_empty() {
-                        let bytes = bytes_of(&events);
-                        self.give(cursor.id, events.into(), bytes, revision);
+                        self.give(cursor.id, &Selection::of(events.into()), revision);
                     }
                     let floor = self.group_mut(group).topic.log().floor;
                     if next < floor { self.fall_behind(cursor.id) } else { self.come_level(cursor.id) }
@@ -104,78 +94,61 @@ impl WatchStream {
         let (events_max, bytes_max) = self.batch_limits();
         self.queued.clear(at);
         let Some(Some(group)) = self.groups.get_mut(at as usize) else { return };
-        let (floor, events, more) = {
-            let log = group.topic.log();
-            let (events, more) = log.from(group.cursor.max(log.floor), events_max, bytes_max);
-            (log.floor, events, more)
-        };
-        if let Some(last) = events.last().map(|event| event.revision()) {
-            group.cursor = last + 1;
-            let mut taken: Option<Taken> = None;
-            for place in 0..self.watchers_of(at) {
-                self.serve(at, place, floor, &events, last, &mut taken);
-            }
-        } else {
-            for place in 0..self.watchers_of(at) {
-                self.serve(at, place, floor, &[], floor - 1, &mut None);
-            }
-        }
-        if more {
-            // Whoever else has news goes first.
+        let mut taken = Taken::from(&group.topic, group.cursor, events_max, bytes_max);
+        group.cursor = group.cursor.max(taken.last + 1);
+        // Put back below: serving them needs the stream, and leaves the group alone.
+        let watchers = std::mem::replace(&mut group.watchers, Ids::One(0));
+        watchers.iter().for_each(|id| self.serve(id, &mut taken));
+        self.group_mut(at).watchers = watchers;
+        if taken.more {
+            // Whoever else has news goes first. This group is in the list from here on: it is not all that was marked.
+            self.queued.set(at);
             let mut marked = Vec::new();
-            let _ = self.signal.look(&mut marked, None);
-            marked.into_iter().for_each(|group| self.enqueue(group));
-            self.enqueue(at);
+            if let News::Groups(since) = self.signal.look(&mut marked, None) {
+                self.enqueue_marked(&mut marked, since);
+            }
+            self.todo.push_back(at);
         }
     }
 
-    fn watchers_of(&self, group: u32) -> usize {
-        self.groups[group as usize].as_ref().map_or(0, |group| group.watchers.as_slice().len())
-    }
-
-    /// Gives one watcher of a group its share of `events`, which end with revision `last`.
-    fn serve(
-        &mut self,
-        group: u32,
-        place: usize,
-        floor: i64,
-        events: &[Arc<Event>],
-        last: i64,
-        taken: &mut Option<Taken>,
-    ) {
-        let id = self.group_mut(group).watchers.as_slice()[place];
+    /// Gives one watcher of a group its share of what was taken up.
+    fn serve(&mut self, id: i64, taken: &mut Taken) {
         let Some(watcher) = self.watchers.get_mut(id).filter(|watcher| watcher.place == Place::Level) else { return };
-        if watcher.next < floor {
+        let next = watcher.next.max(taken.cursor);
+        if next < taken.floor {
+            // From where it is: what was before may be compacted by now, and would have to be gone through.
+            self.progress.advance(id, watcher, next);
             return self.fall_behind(id);
         }
-        if watcher.next > last {
+        if next > taken.last {
             return;
         }
-        let (next, filters, prev_kv) = (watcher.next, watcher.filters, watcher.prev_kv);
-        watcher.advance(last + 1);
-        if !taken.as_ref().is_some_and(|taken| taken.next == next && taken.filters == filters) {
-            let wanted = |event: &&Arc<Event>| event.revision() >= next && filters.lets(event.is_delete());
-            let chosen: Vec<Arc<Event>> = events.iter().filter(wanted).cloned().collect();
-            let bytes = bytes_of(&chosen);
-            *taken = Some(Taken { next, filters, events: chosen.into(), bytes });
+        let (last, prev_kv) = (taken.last, watcher.prev_kv);
+        let selection = taken.select(next, watcher.filters);
+        if prev_kv && let Some(first) = selection.events.first() {
+            let first = first.revision();
+            match selection.find_prevs(&self.shared, &mut self.prev_reads_left) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.progress.advance(id, watcher, first);
+                    return self.fall_behind(id);
+                }
+                Err(error) => return self.post(Delivery::Failed(error)),
+            }
         }
-        let Some(Taken { events, bytes, .. }) = taken else { return };
-        if events.is_empty() {
-            return;
+        self.progress.advance(id, watcher, last + 1);
+        if !selection.events.is_empty() {
+            self.give(id, selection, last);
         }
-        let (events, bytes) = (Arc::clone(events), *bytes);
-        if prev_kv && let Err(error) = events.iter().try_for_each(|event| event.find_prev(&self.shared)) {
-            return self.post(Delivery::Failed(error));
-        }
-        self.give(id, events, bytes, last);
     }
 
-    fn give(&mut self, id: i64, events: Arc<[Arc<Event>]>, bytes: u64, revision: i64) {
+    fn give(&mut self, id: i64, selection: &Selection, revision: i64) {
         let Some(watcher) = self.watchers.get_mut(id) else { return };
         if watcher.notes != Notes::Unwanted {
             watcher.notes = Notes::Busy;
         }
         let (prev_kv, mark) = (watcher.prev_kv, watcher.mark);
+        let (events, bytes) = (Arc::clone(&selection.events), selection.bytes);
         self.post(Delivery::Events(Batch { id, revision, events, prev_kv, mark, bytes }));
     }
 
@@ -214,32 +187,6 @@ impl WatchStream {
         }
     }
 
-    /// Answers those who want to know how far they are. Nothing is left to hand out up to `told`, but to those who read
-    /// history. Whoever is told goes on from there, also with a store that is not as far: what was said is never taken back.
-    fn tell_progress(&mut self, told: i64) {
-        if std::mem::take(&mut self.tick_due) {
-            let mut due = Vec::new();
-            for (id, watcher) in self.watchers.iter_mut() {
-                if watcher.notes != Notes::Due {
-                    continue;
-                }
-                watcher.notes = Notes::Quiet;
-                if watcher.place == Place::Level && watcher.may_be_told(told) {
-                    watcher.advance(told + 1);
-                    due.push(id);
-                }
-            }
-            due.into_iter().for_each(|id| self.post(Delivery::Progress { id: Some(id), revision: told }));
-        }
-        if self.progress_requests > 0 && self.lagging == 0 {
-            let requests = std::mem::take(&mut self.progress_requests);
-            if !self.watchers.is_empty() && self.watchers.values().all(|watcher| watcher.may_be_told(told)) {
-                self.watchers.iter_mut().for_each(|(_, watcher)| watcher.advance(told + 1));
-                (0..requests).for_each(|_| self.post(Delivery::Progress { id: None, revision: told }));
-            }
-        }
-    }
-
     fn hand_out(&self, delivery: &Delivery) {
         self.discount(delivery);
         if let Delivery::Events(batch) = delivery {
@@ -247,8 +194,4 @@ impl WatchStream {
             figures.events.fetch_add(batch.events.len() as u64, std::sync::atomic::Ordering::Relaxed);
         }
     }
-}
-
-fn bytes_of(events: &[Arc<Event>]) -> u64 {
-    events.iter().map(|event| event.record().bytes().len() as u64).sum()
 }

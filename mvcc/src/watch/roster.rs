@@ -1,4 +1,5 @@
-//! The watchers of a stream by their ids: a map for what mostly comes in ascending order, and stays.
+//! The watchers of a stream or of a group by their ids, and the streams of a topic by their numbers: a map for what mostly
+//! comes in ascending order, and stays.
 //!
 //! Entries stand in the order of their ids, in chunks. A chunk that is filled in that order gets full, where the node of a
 //! B-tree stays half empty, and a stream with one watcher has room for a few, not for eleven.
@@ -13,11 +14,19 @@ const CHUNK_MAX: usize = 64;
 pub(super) struct Roster<T> {
     chunks: Vec<Vec<(i64, T)>>,
     len: usize,
+    /// How many entries have been looked at one after the other.
+    #[cfg(test)]
+    pub(super) walked: std::cell::Cell<usize>,
 }
 
 impl<T> Roster<T> {
     pub(super) const fn new() -> Roster<T> {
-        Roster { chunks: Vec::new(), len: 0 }
+        Roster {
+            chunks: Vec::new(),
+            len: 0,
+            #[cfg(test)]
+            walked: std::cell::Cell::new(0),
+        }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -40,6 +49,11 @@ impl<T> Roster<T> {
 
     pub(super) fn contains(&self, id: i64) -> bool {
         self.find(id).is_some()
+    }
+
+    pub(super) fn get(&self, id: i64) -> Option<&T> {
+        let (at, place) = self.find(id)?;
+        Some(&self.chunks[at][place].1)
     }
 
     pub(super) fn get_mut(&mut self, id: i64) -> Option<&mut T> {
@@ -91,12 +105,26 @@ impl<T> Roster<T> {
         Some(entry)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (i64, &T)> {
+        self.chunks.iter().flatten().map(|(id, entry)| {
+            self.note_walked();
+            (*id, entry)
+        })
+    }
+
     pub(super) fn values(&self) -> impl Iterator<Item = &T> {
-        self.chunks.iter().flatten().map(|(_, entry)| entry)
+        self.iter().map(|(_, entry)| entry)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (i64, &mut T)> {
+        #[cfg(test)]
+        self.walked.set(self.walked.get() + self.len);
         self.chunks.iter_mut().flatten().map(|(id, entry)| (*id, entry))
+    }
+
+    fn note_walked(&self) {
+        #[cfg(test)]
+        self.walked.set(self.walked.get() + 1);
     }
 }
 
@@ -147,10 +175,12 @@ mod tests {
                 } else {
                     prop_assert_eq!(roster.remove(id), model.remove(&id));
                 }
+                prop_assert_eq!(roster.get(id).copied(), model.get(&id).copied());
                 prop_assert_eq!(roster.get_mut(id).copied(), model.get(&id).copied());
             }
             roster.check();
             prop_assert!(roster.values().eq(model.values()));
+            prop_assert!(roster.iter().eq(model.iter().map(|(id, entry)| (*id, entry))));
             prop_assert!(roster.iter_mut().map(|(id, entry)| (id, *entry)).eq(model.iter().map(|(id, entry)| (*id, *entry))));
             prop_assert_eq!((roster.len(), roster.is_empty()), (model.len(), model.is_empty()));
         }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::event::Event;
 use super::hub::Subscribed;
+use super::progress::Progress;
 use super::roster::Roster;
 use super::signal::{Bits, Signal};
 use super::spec::{CreateError, WatchLimits, WatchSpec};
+use super::taken::PREV_READS_MAX;
 use super::watcher::{Group, Ids, Notes, Place, Watcher};
 use crate::error::ReadError;
 use crate::shared::Shared;
@@ -23,8 +25,6 @@ pub const PROGRESS_REQUESTS_MAX: u32 = 64;
 pub struct WatchStream {
     pub(super) shared: Arc<Shared>,
     pub(super) signal: Arc<Signal>,
-    /// The stream's number with the hub, unless the hub was closed.
-    number: Option<u64>,
     pub(super) limits: WatchLimits,
     pub(super) watchers: Roster<Watcher>,
     pub(super) groups: Vec<Option<Group>>,
@@ -42,8 +42,10 @@ pub struct WatchStream {
     /// A piece of history is out.
     pub(super) reading: bool,
     pub(super) outbox: VecDeque<Delivery>,
-    pub(super) progress_requests: u32,
+    pub(super) progress: Progress,
     pub(super) tick_due: bool,
+    /// Previous records that may still be read from the store by whoever polls.
+    pub(super) prev_reads_left: u16,
 }
 
 /// What to do next.
@@ -112,15 +114,10 @@ pub struct Created {
 impl Reader {
     /// A stream without watchers.
     pub fn watch_stream(&self, limits: WatchLimits) -> WatchStream {
-        let signal = Arc::new(Signal::default());
-        let number = self.shared.hub.join(&signal);
-        if number.is_none() {
-            signal.close();
-        }
+        let (signal, _) = self.shared.hub.join();
         WatchStream {
             shared: Arc::clone(&self.shared),
             signal,
-            number,
             limits,
             watchers: Roster::new(),
             groups: Vec::new(),
@@ -133,8 +130,9 @@ impl Reader {
             lagging: 0,
             reading: false,
             outbox: VecDeque::new(),
-            progress_requests: 0,
+            progress: Progress::default(),
             tick_due: false,
+            prev_reads_left: PREV_READS_MAX,
         }
     }
 
@@ -186,6 +184,7 @@ impl WatchStream {
             notes: if spec.progress_notify { Notes::Quiet } else { Notes::Unwanted },
             early: spec.start > 0,
         };
+        self.progress.begin(&watcher);
         self.watchers.insert(id, watcher);
         self.shared.hub.figures.watchers.add(1);
         self.take_progress_back();
@@ -198,9 +197,10 @@ impl WatchStream {
         Ok(Created { id, revision })
     }
 
-    /// Ends a watcher; false if there is none with this id. Nothing more comes for it.
+    /// Ends a watcher; false if there is none with this id. Nothing more comes for it. O(log n), and what is to be handed out.
     pub fn cancel(&mut self, id: i64) -> bool {
         let Some(watcher) = self.watchers.remove(id) else { return false };
+        self.progress.end(id, &watcher);
         let figures = &self.shared.hub.figures;
         figures.watchers.sub(1);
         if watcher.place != Place::Level {
@@ -234,9 +234,9 @@ impl WatchStream {
 
     /// Asks how far the stream is: answered once for each call, when all watchers are level and everything before has been
     /// delivered. Not answered if there is no watcher, or one that waits for a revision that is not there yet; and of many
-    /// that wait for their answer, only [`PROGRESS_REQUESTS_MAX`] get one each.
+    /// that wait for their answer, only [`PROGRESS_REQUESTS_MAX`] get one each. The answer costs O(log n).
     pub fn request_progress(&mut self) {
-        self.progress_requests = (self.progress_requests + 1).min(PROGRESS_REQUESTS_MAX);
+        self.progress.request(1);
     }
 
     /// Says that a notify interval is over. Watchers that asked for it, had no event since the last one and are level are
@@ -270,11 +270,13 @@ impl WatchStream {
     /// Goes on with another store, each watcher from its next revision: what it has seen does not come again, even if the
     /// other store is not as far. False, and nothing changed, if that one is closed too.
     pub fn attach(&mut self, reader: &Reader) -> bool {
-        let signal = Arc::new(Signal::default());
-        let Some(number) = reader.shared.hub.join(&signal) else { return false };
+        let (signal, is_open) = reader.shared.hub.join();
+        if !is_open {
+            return false;
+        }
         self.settle();
         self.detach();
-        (self.shared, self.signal, self.number) = (Arc::clone(&reader.shared), signal, Some(number));
+        (self.shared, self.signal) = (Arc::clone(&reader.shared), signal);
         let figures = &self.shared.hub.figures;
         figures.watchers.add(self.watchers.len() as u64);
         self.outbox.iter().for_each(|delivery| count(figures, delivery));
@@ -286,7 +288,7 @@ impl WatchStream {
             let Some(group) = &mut self.groups[at] else { continue };
             let sub = self.shared.hub.subscribe(&group.topic.range(), &self.signal, at as u32);
             (group.topic, group.cursor) = (sub.topic, i64::MAX);
-            for id in group.watchers.as_slice().to_vec() {
+            for id in group.watchers.iter().collect::<Vec<_>>() {
                 let watcher = self.watchers.get_mut(id).expect("a group's watchers exist");
                 if watcher.place != Place::Reading {
                     watcher.place = Place::Level;
@@ -298,22 +300,21 @@ impl WatchStream {
         true
     }
 
-    /// Moves the cursors of level watchers whose logs hold nothing for them up to what the hub was told of. Otherwise a
-    /// watcher of quiet keys would have to read all history since it was created, or find it compacted.
+    /// Moves the cursors of level watchers up to the first event that waits for them, or to what the hub was told of.
+    /// Otherwise a watcher of quiet keys would have to read all history since it was created, or find it compacted.
     fn settle(&mut self) {
         let told = self.shared.hub.notified();
-        for group in self.groups.iter().flatten() {
-            let (floor, last) = {
-                let log = group.topic.log();
-                (log.floor, log.last().unwrap_or(0))
-            };
-            for id in group.watchers.as_slice() {
-                if let Some(watcher) = self.watchers.get_mut(*id)
-                    && watcher.place == Place::Level
-                    && watcher.next >= floor
-                    && watcher.next > last
-                {
-                    watcher.advance(told + 1);
+        let mut marked = Vec::new();
+        if let Some(since) = self.signal.unmark(&mut marked) {
+            self.enqueue_marked(&mut marked, since);
+        }
+        for (at, group) in (0..).zip(&self.groups) {
+            let Some(group) = group else { continue };
+            let waits = self.queued.has(at).then(|| group.topic.log().first_from(group.cursor)).flatten();
+            let next = waits.unwrap_or(told + 1);
+            for id in group.watchers.iter() {
+                if let Some(watcher) = self.watchers.get_mut(id).filter(|watcher| watcher.place == Place::Level) {
+                    self.progress.advance(id, watcher, next);
                 }
             }
         }
@@ -324,7 +325,7 @@ impl WatchStream {
         let before = self.outbox.len();
         self.outbox.retain(|delivery| !matches!(delivery, Delivery::Progress { id: None, .. }));
         let taken_back = u32::try_from(before - self.outbox.len()).unwrap_or(u32::MAX);
-        self.progress_requests = self.progress_requests.saturating_add(taken_back).min(PROGRESS_REQUESTS_MAX);
+        self.progress.request(taken_back);
     }
 
     fn free_id(&mut self) -> i64 {
@@ -370,6 +371,7 @@ impl WatchStream {
             self.shared.hub.figures.slow.sub(1);
         }
         watcher.place = Place::Level;
+        self.progress.join(id, watcher);
         let (group, next) = (watcher.group, watcher.next);
         let one = self.group_mut(group);
         one.cursor = one.cursor.min(next);
@@ -379,6 +381,18 @@ impl WatchStream {
     pub(super) fn enqueue(&mut self, group: u32) {
         if self.groups.get(group as usize).is_some_and(Option::is_some) && self.queued.set(group) {
             self.todo.push_back(group);
+        }
+    }
+
+    /// Takes up groups that were marked, with news from revision `since` on.
+    pub(super) fn enqueue_marked(&mut self, marked: &mut Vec<u32>, since: i64) {
+        for at in marked.drain(..) {
+            let Some(Some(group)) = self.groups.get_mut(at as usize) else { continue };
+            if self.queued.set(at) {
+                self.todo.push_back(at);
+                // Nothing was left, so what is new is all there is.
+                group.cursor = group.cursor.max(since);
+            }
         }
     }
 
@@ -406,9 +420,7 @@ impl WatchStream {
         self.outbox.iter().for_each(|delivery| self.discount(delivery));
         hub.figures.watchers.sub(self.watchers.len() as u64);
         hub.figures.slow.sub(self.lagging as u64);
-        if let Some(number) = self.number.take() {
-            hub.leave(number);
-        }
+        hub.leave(&self.signal);
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 
 use super::event::Event;
+use super::roster::Roster;
 use super::signal::Signal;
 use crate::keyrange::{KeyRange, RangeEnd};
 use crate::shared::lock;
@@ -48,12 +49,14 @@ pub(super) struct Tail {
     pub(super) place: u32,
 }
 
-/// The streams that watch a topic; mostly one.
+/// The streams that watch a topic, by their numbers; mostly one.
 #[derive(Default)]
-pub(super) struct Subscribers {
-    first: Option<Subscriber>,
-    #[allow(clippy::box_collection, reason = "a vector in place would make every topic with one stream larger")]
-    rest: Option<Box<Vec<Subscriber>>>,
+pub(super) enum Subscribers {
+    #[default]
+    None,
+    One(Subscriber),
+    /// In a box, so that a topic with one stream takes less.
+    Many(Box<Roster<Subscriber>>),
 }
 
 /// A stream that watches a topic, and which of its groups does.
@@ -142,9 +145,13 @@ impl Log {
         self.tail.get_or_insert_default()
     }
 
-    /// The revision of the newest event.
-    pub(super) fn last(&self) -> Option<i64> {
-        Some(self.tail.as_ref()?.events.back()?.revision())
+    /// The revision of the first event from `next` on, if there is one; `next` itself if the log does not go back so far.
+    pub(super) fn first_from(&self, next: i64) -> Option<i64> {
+        if next < self.floor {
+            return Some(next);
+        }
+        let events = &self.tail.as_ref()?.events;
+        Some(events.get(events.partition_point(|event| event.revision() < next))?.revision())
     }
 
     /// Events with revisions from `next` on, up to the end of the revision with which one of the limits is reached, and
@@ -167,37 +174,58 @@ impl Log {
 
 impl Subscribers {
     pub(super) fn is_empty(&self) -> bool {
-        self.first.is_none()
+        matches!(self, Subscribers::None)
     }
 
+    /// In the order of the streams' numbers.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Subscriber> {
-        self.first.iter().chain(self.rest.iter().flat_map(|rest| rest.iter()))
+        let (one, many) = match self {
+            Subscribers::None => (None, None),
+            Subscribers::One(one) => (Some(one), None),
+            Subscribers::Many(all) => (None, Some(all)),
+        };
+        one.into_iter().chain(many.into_iter().flat_map(|all| all.values()))
     }
 
-    /// The group under which a stream watches. O(streams that watch the topic).
-    pub(super) fn group_of(&self, signal: &Arc<Signal>) -> Option<u32> {
-        self.iter().find(|one| Arc::ptr_eq(&one.signal, signal)).map(|one| one.group)
+    /// The group under which a stream watches. O(log n).
+    pub(super) fn group_of(&self, signal: &Signal) -> Option<u32> {
+        let known = match self {
+            Subscribers::None => None,
+            Subscribers::One(one) => Some(one).filter(|one| one.signal.number() == signal.number()),
+            Subscribers::Many(all) => all.get(signal.number()),
+        };
+        known.map(|one| one.group)
     }
 
+    /// Adds a stream that does not watch the topic yet. O(log n).
     pub(super) fn add(&mut self, one: Subscriber) {
-        match &mut self.first {
-            None => self.first = Some(one),
-            Some(_) => self.rest.get_or_insert_default().push(one),
-        }
+        *self = match std::mem::take(self) {
+            Subscribers::None => Subscribers::One(one),
+            Subscribers::One(first) => {
+                let mut both = Box::new(Roster::new());
+                both.insert(first.signal.number(), first);
+                both.insert(one.signal.number(), one);
+                Subscribers::Many(both)
+            }
+            Subscribers::Many(mut all) => {
+                all.insert(one.signal.number(), one);
+                Subscribers::Many(all)
+            }
+        };
     }
 
-    /// O(streams that watch the topic).
-    pub(super) fn remove(&mut self, signal: &Arc<Signal>) {
-        let is_it = |one: &Subscriber| Arc::ptr_eq(&one.signal, signal);
-        if self.first.as_ref().is_some_and(is_it) {
-            self.first = self.rest.as_mut().and_then(|rest| rest.pop());
-        } else if let Some(rest) = &mut self.rest
-            && let Some(at) = rest.iter().position(is_it)
-        {
-            rest.swap_remove(at);
-        }
-        if self.rest.as_ref().is_some_and(|rest| rest.is_empty()) {
-            self.rest = None;
+    /// O(log n): a connection may take very many streams of one topic with it.
+    pub(super) fn remove(&mut self, signal: &Signal) {
+        let none_is_left = match self {
+            Subscribers::None => true,
+            Subscribers::One(one) => one.signal.number() == signal.number(),
+            Subscribers::Many(all) => {
+                all.remove(signal.number());
+                all.is_empty()
+            }
+        };
+        if none_is_left {
+            *self = Subscribers::None;
         }
     }
 }

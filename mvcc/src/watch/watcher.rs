@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::roster::Roster;
 use super::spec::Filters;
 use super::topic::Topic;
 
@@ -9,38 +10,47 @@ use super::topic::Topic;
 pub(super) struct Group {
     pub(super) topic: Arc<Topic>,
     pub(super) watchers: Ids,
-    /// At or below the cursor of each level watcher.
+    /// Whatever the range had before this revision, each level watcher has been given, if it wants it. So a watcher's own
+    /// cursor may be left where it was while its keys are quiet.
     pub(super) cursor: i64,
 }
 
 /// The watchers of a group; mostly one. Never none while the group exists.
 pub(super) enum Ids {
     One(i64),
-    #[allow(clippy::box_collection, reason = "a vector in place would make every group with one watcher larger")]
-    Many(Box<Vec<i64>>),
+    /// In a box, so that a group with one watcher takes less.
+    Many(Box<Roster<()>>),
 }
 
 impl Ids {
-    pub(super) fn as_slice(&self) -> &[i64] {
-        match self {
-            Ids::One(id) => std::slice::from_ref(id),
-            Ids::Many(ids) => ids,
-        }
+    /// In ascending order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = i64> {
+        let (one, many) = match self {
+            Ids::One(id) => (Some(*id), None),
+            Ids::Many(ids) => (None, Some(ids)),
+        };
+        one.into_iter().chain(many.into_iter().flat_map(|ids| ids.iter().map(|(id, ())| id)))
     }
 
+    /// O(log n).
     pub(super) fn add(&mut self, id: i64) {
         match self {
-            Ids::One(first) => *self = Ids::Many(Box::new(vec![*first, id])),
-            Ids::Many(ids) => ids.push(id),
+            Ids::One(first) => {
+                let mut both = Box::new(Roster::new());
+                both.insert(*first, ());
+                both.insert(id, ());
+                *self = Ids::Many(both);
+            }
+            Ids::Many(ids) => ids.insert(id, ()),
         }
     }
 
-    /// True if nobody is left.
+    /// True if nobody is left. O(log n).
     pub(super) fn remove(&mut self, id: i64) -> bool {
         match self {
             Ids::One(_) => true,
             Ids::Many(ids) => {
-                ids.retain(|one| *one != id);
+                ids.remove(id);
                 ids.is_empty()
             }
         }
@@ -48,7 +58,7 @@ impl Ids {
 }
 
 pub(super) struct Watcher {
-    /// The first revision that it has not been given.
+    /// The first revision that it has not been given; for a level watcher, unless its group's cursor is beyond.
     pub(super) next: i64,
     pub(super) serial: u32,
     pub(super) group: u32,
@@ -86,14 +96,6 @@ pub(super) enum Place {
 }
 
 impl Watcher {
-    /// Everything before `next` has been given to it, or is not wanted.
-    pub(super) fn advance(&mut self, next: i64) {
-        if next > self.next {
-            self.next = next;
-            self.early = false;
-        }
-    }
-
     /// Never less than what it has seen, and not before the revision that it waits for.
     pub(super) fn may_be_told(&self, told: i64) -> bool {
         if self.early { told >= self.next } else { told + 1 >= self.next }

@@ -13,7 +13,8 @@
 //! Connections over HTTP/2 stay home: what many calls cost together is little, and they gain more by leaving together than
 //! by a second thread.
 //!
-//! - **Invariant**: a connection and all its requests stay where they began. Work that wanders between threads, as in one
+//! - **Invariant**: a connection and all its requests stay where they began, until the client asks to be told of changes:
+//!   then it moves home, where they come from, and takes no place there. Work that wanders between threads, as in one
 //!   runtime with as many of them, costs a wake-up and cold caches at every step.
 //! - **Invariant**: a few clients are served at home, whatever they speak. Nobody has to be woken for what stays on one
 //!   thread, so a single client has its answer sooner.

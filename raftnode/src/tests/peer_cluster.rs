@@ -191,7 +191,7 @@ async fn a_member_that_takes_less_than_is_written_gets_a_snapshot_and_the_log_is
     eventually("the log is purged", || purged() + 20 > last).await;
     is_slow.store(false, Ordering::Relaxed);
     applied(&three, last).await;
-    assert_eq!(sent(), 1);
+    eventually("the leader hears that it is in force", || sent() == 1).await;
     let last = write(leader, 50).await;
     applied(&three, last).await;
     assert_eq!(sent(), 1);

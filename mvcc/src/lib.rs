@@ -75,6 +75,5 @@ pub use sweep::{SweepLimits, SweepObserver, SweepProgress};
 pub use validate::{Invalid, MAX_TXN_DEPTH};
 pub use view::{RangeRoot, Reader, View};
 pub use watch::*;
-pub use writer::Writer;
-pub use {hash::HashKv, index::Revision, metrics::Metrics, scan::Scan, txn::Plan};
+pub use {hash::HashKv, index::Revision, metrics::Metrics, scan::Scan, txn::Plan, writer::Writer};
 pub use {open::Options, open::open, open::open_with_leases};

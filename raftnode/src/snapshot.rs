@@ -105,13 +105,8 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
                 self.fail(FatalError::Consensus { reason: format!("a flush of the store ended: {error}") })
             })?;
             let durable = match synced {
-                // A peer's took its place meanwhile, or is about to: that one is what there is a snapshot of now.
-                Err(StorageError::Replaced { .. }) => {
-                    if Arc::ptr_eq(&live, &self.live.load_full()) {
-                        tokio::task::yield_now().await;
-                    }
-                    continue;
-                }
+                // A peer's took its place, or is about to: that one is what there is a snapshot of now. Unless that failed.
+                Err(StorageError::Replaced { .. }) if self.shared.fatal.get().is_none() => continue,
                 synced => synced.map_err(|error| self.fail(FatalError::Snapshot(Arc::new(error))))?,
             };
             self.shared.durable.fetch_max(durable.index, Ordering::AcqRel);

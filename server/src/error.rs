@@ -154,10 +154,15 @@ pub(crate) enum ApiError {
     /// The client's deadline is over.
     #[error("context deadline exceeded")]
     DeadlineExceeded(Effect),
+    #[error("invalid grpc-timeout: {found}")]
+    BadTimeout { found: String },
     #[error("etcdserver: request canceled")]
     Canceled,
     #[error("etcdserver: invalid client api version")]
     BadClientVersion,
+    /// There are no users: this version has no authentication.
+    #[error("etcdserver: authentication is not enabled")]
+    AuthNotEnabled,
     #[error("mutex: session is expired")]
     SessionExpired,
     #[error("election: not leader")]
@@ -202,6 +207,7 @@ impl ApiError {
             | Self::BadMemberUrls
             | Self::BodyBroken { .. }
             | Self::BadClientVersion
+            | Self::BadTimeout { .. }
             | Self::Decode(_) => Code::InvalidArgument,
             Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
             Self::LeaseNotFound | Self::MemberNotFound | Self::UnknownPath => Code::NotFound,
@@ -213,7 +219,8 @@ impl ApiError {
             | Self::PeerUrlExists
             | Self::NotALearner
             | Self::LearnerNotReady
-            | Self::TooManyLearners => Code::FailedPrecondition,
+            | Self::TooManyLearners
+            | Self::AuthNotEnabled => Code::FailedPrecondition,
             Self::NoSpace | Self::MessageTooLarge { .. } | Self::BodyTooLarge { .. } | Self::TooManyRequests => {
                 Code::ResourceExhausted
             }

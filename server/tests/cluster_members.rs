@@ -188,23 +188,71 @@ fn a_single_member_grows_to_three() {
     assert_eq!(cluster.node(2).value("k").as_deref(), Some("without the founder"));
 }
 
-/// F61: one voter of three being down does not keep a member from being added; what would cost the quorum is refused.
+/// F61: what counts is whether those who run are a quorum after the change. Two are none of four voters; four are one of
+/// six, and of seven.
 #[test]
 fn the_quorum_is_protected() {
     let mut cluster = Cluster::start(3);
     let (leader, down) = (cluster.leader(), cluster.follower());
     let third = (0..3).find(|at| *at != leader && *at != down).unwrap();
     let third_id = cluster.id(third);
+    let down_id = cluster.id(down);
     cluster.kill(down);
+    notices_who_is_gone(&cluster, leader);
     let node = cluster.node(leader);
-    let first = change(node, "add", &json!({"peerURLs": ["http://127.0.0.1:1"]}));
-    assert_eq!(first.status, 200, "{}", first.body);
-    // Two of four run: neither a fifth, nor the loss of one of the two, can be borne.
-    let second = change(node, "add", &json!({"peerURLs": ["http://127.0.0.1:2"]}));
-    assert_ne!(second.status, 200, "{}", second.body);
+    let added = change(node, "add", &json!({"peerURLs": ["http://127.0.0.1:1"]}));
+    refused(&added, 503, 14, "etcdserver: unhealthy cluster");
     let removed = change(node, "remove", &json!({"ID": third_id}));
-    assert_ne!(removed.status, 200, "{}", removed.body);
-    assert_eq!(cluster.node(third).get("/livez").status, 200);
+    refused(&removed, 503, 14, "etcdserver: unhealthy cluster");
+    // Nothing has changed, and what was there goes on.
+    node.put("k", "v");
+    assert_eq!(cluster.node(third).value("k").as_deref(), Some("v"));
+    // A learner costs nothing; while it does not run it is not promoted.
+    let learner = change(node, "add", &json!({"peerURLs": ["http://127.0.0.1:1"], "isLearner": true}));
+    assert_eq!(learner.status, 200, "{}", learner.body);
+    let removed = change(node, "remove", &json!({"ID": down_id}));
+    assert_eq!(removed.status, 200, "{}", removed.body);
+}
+
+#[test]
+fn with_one_of_five_down_a_member_can_be_added() {
+    let mut cluster = Cluster::start(5);
+    let (leader, down) = (cluster.leader(), cluster.follower());
+    cluster.kill(down);
+    notices_who_is_gone(&cluster, leader);
+    let node = cluster.node(leader);
+    let added = change(node, "add", &json!({"peerURLs": ["http://127.0.0.1:1"]}));
+    assert_eq!(added.status, 200, "{}", added.body);
+    node.put("k", "four of six");
+    let another = change(node, "add", &json!({"peerURLs": ["http://127.0.0.1:2"]}));
+    assert_eq!(another.status, 200, "{}", another.body);
+    let too_many = change(node, "add", &json!({"peerURLs": ["http://127.0.0.1:3"]}));
+    refused(&too_many, 503, 14, "etcdserver: unhealthy cluster");
+    node.put("k", "four of seven");
+}
+
+/// A learner that has caught up and is down would count among the voters and vote for nothing.
+#[test]
+fn a_learner_that_is_down_is_not_promoted() {
+    let mut cluster = Cluster::start(1);
+    let (learner, id) = cluster.join_learner();
+    // So many that it does not matter whether the leader has heard of the last ones.
+    for number in 0..40 {
+        cluster.node(0).put("k", &number.to_string());
+    }
+    cluster.wait_level(learner);
+    cluster.kill(learner);
+    notices_who_is_gone(&cluster, 0);
+    let promoted = change(cluster.node(0), "promote", &json!({"ID": id}));
+    refused(&promoted, 503, 14, "etcdserver: unhealthy cluster");
+    cluster.node(0).put("k", "w");
+}
+
+/// Waits until the leader is connected only to those who run.
+fn notices_who_is_gone(cluster: &Cluster, leader: usize) {
+    let others = cluster.running().len() - 1;
+    let connected = || cluster.node(leader).metric_total("etcd_network_active_peers");
+    eventually("the leader notices who is gone", || (connected() == others as f64).then_some(()));
 }
 
 #[test]

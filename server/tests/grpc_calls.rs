@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic::client::Grpc;
+use tonic::codec::CompressionEncoding;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -43,6 +44,45 @@ fn unknown_names_are_unimplemented_and_the_connection_goes_on() {
         }
         call(channel, "/etcdserverpb.Maintenance/Status").await.unwrap();
     });
+}
+
+#[test]
+fn requests_may_be_compressed() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    block_on(async {
+        let mut kv = clients(&tally).kv.send_compressed(CompressionEncoding::Gzip);
+        let value = "v".repeat(100_000);
+        kv.put(put("k", &value)).await.unwrap();
+        assert_eq!(kv.range(get("k")).await.unwrap().into_inner().kvs[0].value, value);
+        // As little of it goes in as without: the limit is that of what was meant.
+        let status = kv.put(put("k", &"v".repeat(3 << 20))).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        let mut request = Request::new(get("k"));
+        request.metadata_mut().insert("grpc-encoding", "snappy".parse().unwrap());
+        let text = "grpc: Decompressor is not installed for grpc-encoding \"snappy\"";
+        refused(clients(&tally).kv.range(request).await, Code::Unimplemented, text);
+    });
+}
+
+/// Clients that were given a name and a password ask for a token, and go on without one.
+#[test]
+fn without_users_nobody_has_to_be_authenticated() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    let text = "etcdserver: authentication is not enabled";
+    block_on(async {
+        let mut auth = pb::auth_client::AuthClient::new(tally.channel());
+        let request = pb::AuthenticateRequest { name: "root".into(), password: "secret".into() };
+        refused(auth.authenticate(request).await, Code::FailedPrecondition, text);
+        let status = auth.auth_status(pb::AuthStatusRequest {}).await.unwrap().into_inner();
+        assert!(!status.enabled && status.auth_revision == 1 && status.header.unwrap().revision == 1);
+    });
+    let answer = tally.post("/v3/auth/authenticate", r#"{"name":"root","password":"secret"}"#);
+    common::cluster::refused(&answer, 400, 9, text);
+    let status = tally.ok("/v3/auth/status", &serde_json::json!({}));
+    assert_eq!((&status["authRevision"], &status["enabled"]), (&"1".into(), &serde_json::Value::Null), "{status}");
+    assert_eq!(tally.post("/v3/auth/enable", "{}").status, 404, "there are no users");
 }
 
 #[test]

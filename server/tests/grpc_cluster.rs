@@ -98,8 +98,11 @@ fn a_member_without_a_quorum_does_not_tell_who_was_elected() {
         let campaign = CampaignRequest { name: "e".into(), lease: 0, value: "v".into() };
         elections.campaign(campaign).await.unwrap();
         assert_eq!(elections.leader(named()).await.unwrap().into_inner().kv.unwrap().value, "v");
+        let mut wants_leader = elections.observe(with(named(), "hasleader", "true")).await.unwrap().into_inner();
+        assert_eq!(wants_leader.message().await.unwrap().unwrap().kv.unwrap().value, "v");
         cluster.kill(leader);
         let node = cluster.node(kept);
+        refused(wants_leader.message().await, Code::Unavailable, "etcdserver: no leader");
         let mut elections = ElectionClient::with_origin(Direct::connect(node).await, origin(node));
         let status = elections.leader(with(named(), "grpc-timeout", "400m")).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");

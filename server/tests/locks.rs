@@ -283,7 +283,11 @@ fn an_election_is_observed_over_json_line_by_line() {
     let labels = r#"grpc_method="Observe",grpc_service="v3electionpb.Election",grpc_type="server_stream""#;
     assert_eq!(tally.metric(&format!("grpc_server_msg_sent_total{{{labels}}}")), 1.0);
     tally.signal("TERM");
-    assert_eq!(observer.object(), json!({"error": {"code": 2, "message": "etcdserver: server stopped"}}));
+    let error = json!({
+        "grpc_code": 2, "http_code": 500, "code": 2,
+        "message": "etcdserver: server stopped", "http_status": "Internal Server Error",
+    });
+    assert_eq!(observer.object(), json!({ "error": error }));
     assert_eq!(tally.wait().code(), Some(0));
 }
 

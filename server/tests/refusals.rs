@@ -10,7 +10,7 @@ use common::grpc::proto::v3electionpb::election_client::ElectionClient;
 use common::grpc::proto::v3electionpb::{CampaignRequest, LeaderRequest};
 use common::grpc::{block_on, pb, refused};
 use common::watch::{JsonWatch, Socket, key};
-use common::{Answer, Tally, base64, directory, start};
+use common::{Answer, Client, Tally, base64, directory, start};
 use serde_json::{Value, json};
 use tally_apply::{AlarmAction, AlarmCommand, AlarmKind, Command};
 use tally_raftnode::{Config, EncodedCommand, Node, StorageOptions, open_storage};
@@ -205,4 +205,51 @@ fn a_read_without_a_majority_is_refused_and_a_serializable_one_is_served() {
     assert_eq!(answer.json()["outcome"], Value::Null, "a read has no effect that could be unknown");
     assert_eq!(local["kvs"][0]["value"], json!(base64("v")));
     cluster.same_state();
+}
+
+/// `grpc-timeout`, as etcd's gateway takes it.
+#[test]
+fn a_json_request_has_the_time_that_its_client_gives_it() {
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    let ask = |timeout: &str, path: &str, body: Value| -> Client {
+        let mut client = tally.connect();
+        client.ask("POST", path, &[("grpc-timeout", timeout)], &body.to_string());
+        client
+    };
+    let answer = |timeout: &str, path: &str, body: Value| ask(timeout, path, body).answer(false).unwrap();
+    let late = "context deadline exceeded";
+    let lock = json!({"name": base64("l")});
+    assert_eq!(answer("8S", "/v3/lock/lock", lock.clone()).status, 200);
+    common::cluster::refused(&answer("300m", "/v3/lock/lock", lock.clone()), 504, 4, late);
+    let put = json!({"key": base64("k"), "value": base64("v")});
+    for bad in ["x", "S", "5s", "1.5S"] {
+        let text = format!("invalid grpc-timeout: {bad}");
+        for path in ["/v3/kv/put", "/v3/watch", "/v3/lease/keepalive", "/v3/election/observe"] {
+            common::cluster::refused(&answer(bad, path, put.clone()), 400, 3, &text);
+        }
+    }
+    common::cluster::refused(&answer("-1S", "/v3/kv/put", put.clone()), 504, 4, late);
+    assert_eq!(tally.value("k"), None);
+    assert_eq!(answer("0S", "/v3/kv/put", put).status, 200, "no time is no limit");
+    // Streams end with it.
+    let error = json!({"error": {
+        "grpc_code": 4, "http_code": 504, "code": 4, "message": late, "http_status": "Gateway Timeout",
+    }});
+    let create = json!({"create_request": key("k")});
+    let mut watch = JsonWatch::open_with(&tally.address, "grpc-timeout: 2000m\r\n", &create);
+    assert_eq!(watch.result()["created"], true);
+    assert_eq!(watch.error(), error["error"]);
+    tally.ok("/v3/election/campaign", &json!({"name": base64("e"), "value": base64("v")}));
+    let mut observer = ask("2000m", "/v3/election/observe", json!({"name": base64("e")}));
+    assert_eq!(observer.object()["result"]["kv"]["value"], base64("v"));
+    assert_eq!(observer.object(), error);
+    // The client goes on sending, so nothing else ends this one.
+    let mut renewals = tally.connect();
+    let head =
+        "POST /v3/lease/keepalive HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\ngrpc-timeout: 2000m\r\n\r\n";
+    renewals.send(format!("{head}8\r\n{{\"ID\":7}}\r\n").as_bytes());
+    assert_eq!(renewals.object()["result"]["ID"], "7");
+    assert_eq!(renewals.object(), error);
+    tally.stop();
 }

@@ -29,7 +29,7 @@ use crate::proposals::Proposals;
 use crate::state_machine::SharedLive;
 use crate::types::{Membership, Peer, TypeConfig, log_index};
 
-/// A voter that was heard of within this time counts as healthy; etcd's interval.
+/// A member that is connected and was heard of within this time counts as healthy; etcd's interval.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(5);
 /// A learner may vote when it has this share of the leader's log, in percent; etcd's share.
 const LEARNER_READY_PERCENT: u64 = 90;
@@ -146,7 +146,7 @@ impl Changes {
             return self.settle(membership, self.raft.add_learner(id, node, false).await.map(drop)).await;
         }
         if self.strict {
-            self.room_for_a_voter(membership)?;
+            self.room_for_a_voter(membership, None)?;
         }
         let change = ChangeMembers::AddVoters(BTreeMap::from([(id, node)]));
         let (raft, voters) = (self.raft.clone(), voters(membership));
@@ -242,20 +242,26 @@ impl Changes {
             return Err(MemberError::LearnerNotReady { id });
         }
         if self.strict {
-            self.room_for_a_voter(membership)?;
+            self.room_for_a_voter(membership, Some(id))?;
         }
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
         self.settle(membership, self.raft.change_membership(change, false).await.map(drop)).await
     }
 
-    /// With one more voter, enough of the voters must have been started, and the present ones must have a quorum.
-    fn room_for_a_voter(&self, membership: &Membership) -> Result<(), MemberError> {
-        let voters = voters(membership);
+    /// Whoever runs now must be a quorum of the voters and one more: the `learner`, or somebody who has not been started and
+    /// may never be. That is not asked of a single voter that adds one, or it could never grow.
+    fn room_for_a_voter(&self, membership: &Membership, learner: Option<u64>) -> Result<(), MemberError> {
+        let mut voters = voters(membership);
+        let quorum = quorum(voters.len() + 1);
+        voters.extend(learner);
         let started = voters.iter().filter(|voter| self.is_started(**voter)).count();
-        if !(voters.len() == 1 && started == 1) && started < quorum(voters.len() + 1) {
+        if voters.len() == 1 && started == 1 {
+            return Ok(());
+        }
+        if started < quorum {
             return Err(MemberError::NotEnoughStarted);
         }
-        self.healthy(&voters, voters.len())
+        self.healthy(&voters, quorum)
     }
 
     /// Those who stay must be able to go on alone.
@@ -272,13 +278,13 @@ impl Changes {
         if started < quorum(stay.len()) {
             return Err(MemberError::NotEnoughStarted);
         }
-        self.healthy(&stay, stay.len())
+        self.healthy(&stay, quorum(stay.len()))
     }
 
-    fn healthy(&self, voters: &BTreeSet<u64>, of: usize) -> Result<(), MemberError> {
-        let heard = |id: u64| self.net.last_contact(id).is_some_and(|at| at.elapsed() < HEALTHY_WITHIN);
-        let healthy = voters.iter().filter(|id| **id == self.member_id || heard(**id)).count();
-        if healthy < quorum(of) { Err(MemberError::Unhealthy) } else { Ok(()) }
+    fn healthy(&self, members: &BTreeSet<u64>, quorum: usize) -> Result<(), MemberError> {
+        let runs = |id: u64| id == self.member_id || self.net.is_heard(id, HEALTHY_WITHIN);
+        let healthy = members.iter().filter(|id| runs(**id)).count();
+        if healthy < quorum { Err(MemberError::Unhealthy) } else { Ok(()) }
     }
 
     /// A member that has published its name runs, or did.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
@@ -121,6 +121,12 @@ impl Net {
     /// When anything last came from that member.
     pub(crate) fn last_contact(&self, id: u64) -> Option<Instant> {
         self.known(id)?.last_contact()
+    }
+
+    /// Whether that member is connected and something came from it within this time.
+    pub(crate) fn is_heard(&self, id: u64, within: Duration) -> bool {
+        self.known(id)
+            .is_some_and(|peer| peer.is_connected() && peer.last_contact().is_some_and(|at| at.elapsed() < within))
     }
 
     /// Asks the leader for the index of a read, confirmed by a round that begins after this call.

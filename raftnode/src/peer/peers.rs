@@ -171,6 +171,11 @@ impl Peer {
         }
     }
 
+    /// Whether there is a channel to it.
+    pub(super) fn is_connected(&self) -> bool {
+        self.channels.load(Ordering::Acquire) > 0
+    }
+
     /// A channel to it has been closed.
     pub(super) fn disconnected(&self) {
         if self.channels.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -14,9 +14,10 @@ use tokio::task::JoinSet;
 use tokio::time::interval;
 
 use super::super::outgoing::Task;
-use super::{Member, SOON, eventually, introduce, member, put};
+use super::{Member, SOON, eventually, introduce, member, member_with, put};
+use crate::config::Config;
 use crate::laggards::Laggards;
-use crate::peer::NetworkEvent;
+use crate::peer::{NetConfig, NetworkEvent};
 use crate::types::Peer;
 
 /// Founds a cluster of the members and waits for its leader.
@@ -154,13 +155,17 @@ async fn slow_link(url: &str, bytes_per_s: usize, slow: Arc<AtomicBool>) -> (Str
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_takes_less_than_is_written_gets_a_snapshot_and_the_log_is_purged() {
-    let (one, two, three) = (member(1).await, member(2).await, member(3).await);
+    // However slow the link is: a stream that ends for want of an answer would not have to be given up.
+    let patient = |_: &mut Config, limits: &mut NetConfig| {
+        (limits.read_timeout, limits.write_timeout, limits.ping_timeout) = (10 * SOON, 10 * SOON, 10 * SOON);
+    };
+    let (one, two, three) = (member_with(1, patient).await, member_with(2, patient).await, member(3).await);
     let members = [&one, &two];
     let leads = founded(&members).await;
     let leader = by_id(&members, leads);
     write(leader, 10).await;
     let is_slow = Arc::new(AtomicBool::new(true));
-    let (slow, _link) = slow_link(&three.url, 32 << 10, Arc::clone(&is_slow)).await;
+    let (slow, _link) = slow_link(&three.url, 64 << 10, Arc::clone(&is_slow)).await;
     leader.net.set_addresses(3, std::slice::from_ref(&slow));
     three.net.set_addresses(leads, std::slice::from_ref(&leader.url));
     leader.raft.add_learner(3, Peer { urls: vec![slow.clone()] }, true).await.unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::try_unfold;
-use tally_mvcc::{Filters, Op, PutRequest, Record};
+use tally_mvcc::{Filters, KeyRange, Op, PutRequest, Record};
 
 use crate::api::follow::{Followed, Follower};
 use crate::api::queue::{Queue, delete, single};
@@ -96,11 +96,18 @@ pub(crate) async fn leader(state: &Arc<State>, message: LeaderMessage) -> Result
 /// be seen only by its result.
 pub(crate) fn observe(
     state: &Arc<State>,
+    requires_leader: bool,
     message: LeaderMessage,
 ) -> impl Stream<Item = Result<Leader, ApiError>> + use<> {
-    let observer = Observer { queue: Queue::new(state, &message.name), state: Arc::clone(state), following: None };
+    let queue = Queue::new(state, &message.name);
+    let observer = Observer { queue, state: Arc::clone(state), requires_leader, following: None };
     try_unfold(observer, |mut observer| async move {
-        let leader = observer.next().await.map_err(ApiError::unclassified)?;
+        let leader = observer.next().await.map_err(|error| match error {
+            // Not of the election: the stream ends as any other that wants a leader.
+            ApiError::NoLeader if observer.requires_leader => error,
+            ApiError::TimedOut(..) if observer.requires_leader && !observer.state.has_leader() => ApiError::NoLeader,
+            error => error.unclassified(),
+        })?;
         Ok(Some((leader, observer)))
     })
 }
@@ -108,6 +115,7 @@ pub(crate) fn observe(
 struct Observer {
     queue: Queue,
     state: Arc<State>,
+    requires_leader: bool,
     following: Option<Following>,
 }
 
@@ -126,7 +134,7 @@ impl Observer {
             let Some(following) = &mut self.following else {
                 let leader = self.find().await?;
                 let key = Bytes::copy_from_slice(leader.record.key());
-                let follower = Follower::new(&self.state, single(&key)?, leader.revision + 1, Filters::default())?;
+                let follower = self.follow(single(&key)?, leader.revision + 1, Filters::default())?;
                 self.following = Some(Following { follower, said: Vec::new(), ended: false });
                 return Ok(leader);
             };
@@ -149,6 +157,10 @@ impl Observer {
         }
     }
 
+    fn follow(&self, range: KeyRange, start: i64, filters: Filters) -> Result<Follower, ApiError> {
+        Ok(Follower::new(&self.state, range, start, filters)?.requires_leader(self.requires_leader))
+    }
+
     /// The leader, as soon as there is one.
     async fn find(&self) -> Result<Leader, ApiError> {
         loop {
@@ -157,7 +169,7 @@ impl Observer {
                 return Ok(Leader { revision, record });
             }
             let puts = Filters { no_put: false, no_delete: true };
-            let mut follower = Follower::new(&self.state, self.queue.range()?, revision + 1, puts)?;
+            let mut follower = self.follow(self.queue.range()?, revision + 1, puts)?;
             if let Followed::Changes(batch) = follower.next().await?
                 && let Some(first) = batch.events.first()
             {

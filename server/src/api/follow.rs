@@ -23,6 +23,7 @@ pub(crate) struct Follower {
     state: Arc<State>,
     stream: WatchStream,
     place: Place,
+    requires_leader: bool,
 }
 
 impl Follower {
@@ -31,14 +32,19 @@ impl Follower {
         let mut stream = state.reads().kv().watch_stream(WatchLimits::default());
         let spec = WatchSpec { start, filters, ..WatchSpec::new(range) };
         stream.create(spec).map_err(|_| ApiError::Defect { what: "a key cannot be followed" })?;
-        Ok(Follower { state: Arc::clone(state), stream, place: state.watches.admit()? })
+        Ok(Follower { state: Arc::clone(state), stream, place: state.watches.admit()?, requires_leader: false })
+    }
+
+    /// Whether waiting ends with an error when there is no leader any more.
+    pub(crate) fn requires_leader(self, requires_leader: bool) -> Follower {
+        Follower { requires_leader, ..self }
     }
 
     /// Waits for the next changes.
     pub(crate) async fn next(&mut self) -> Result<Followed, ApiError> {
         loop {
             let is_corrupt = || self.state.refuse_if_corrupt().is_err();
-            let step = poll_fn(|cx| match self.place.ending(false, is_corrupt, cx.waker()) {
+            let step = poll_fn(|cx| match self.place.ending(self.requires_leader, is_corrupt, cx.waker()) {
                 Some(error) => Poll::Ready(Err(error)),
                 None => self.stream.poll_next(cx).map(Ok),
             });

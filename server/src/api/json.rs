@@ -5,24 +5,26 @@
 //! ```
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use futures_util::{Stream, StreamExt as _};
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, UPGRADE};
+use futures_util::StreamExt as _;
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use hyper::{Method, StatusCode};
+use tokio::time::{Instant, timeout_at};
 
+use crate::api::deadline::{Answers, read_gateway_timeout, until};
 use crate::api::election::Leader;
 use crate::api::range::{Begun, Unread};
 use crate::api::stream::Pieces;
 use crate::api::{
-    Route, Running, State, admit, body, cluster, election, json_route, kv, lease, lease_lines, lock, maintenance, watch,
+    Route, Running, State, admit, auth, body, cluster, election, json_route, kv, lease, lease_lines, lock, maintenance,
+    watch,
 };
-use crate::error::ApiError;
+use crate::error::{ApiError, Effect};
 use crate::http::Patience;
 use crate::wire::{self, EmptyMessage, Members, RangeWriter, concurrency, decode, response};
 
@@ -33,18 +35,45 @@ enum Answer {
     Leaders(Leaders),
 }
 
-type Leaders = Pin<Box<dyn Stream<Item = Result<Leader, ApiError>> + Send>>;
+type Leaders = Answers<Leader>;
 
-/// Set to `true`, a request wants to hear at once that there is no leader. The first is how etcd's gateway wants it written.
-const HAS_LEADER: [&str; 2] = ["grpc-metadata-hasleader", "hasleader"];
+/// What the head of a request says about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// It wants to hear at once that there is no leader.
+    pub(crate) requires_leader: bool,
+    /// When the client waits no longer.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Asked {
+    fn read(headers: &HeaderMap) -> Result<Asked, ApiError> {
+        let mut asked = Asked::default();
+        let mut timeout = None;
+        // One pass: most requests have none of these.
+        for (name, value) in headers {
+            match name.as_str() {
+                // The first is how etcd's gateway wants it written.
+                "grpc-metadata-hasleader" | "hasleader" => asked.requires_leader |= value == "true",
+                "grpc-timeout" if timeout.is_none() => timeout = Some(value),
+                _ => {}
+            }
+        }
+        if let Some(value) = timeout.filter(|value| !value.is_empty()) {
+            let found = || String::from_utf8_lossy(value.as_bytes()).into_owned();
+            let timeout = read_gateway_timeout(value).ok_or_else(|| ApiError::BadTimeout { found: found() })?;
+            asked.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            if asked.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(ApiError::DeadlineExceeded(Effect::None));
+            }
+        }
+        Ok(asked)
+    }
+}
 
 fn is_websocket(request: &Request) -> bool {
     request.method() == Method::GET
         && request.headers().get(UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
-}
-
-fn requires_leader(request: &Request) -> bool {
-    HAS_LEADER.iter().any(|name| request.headers().get(*name).is_some_and(|value| value == "true"))
 }
 
 /// All routes of the client API. Paths that nobody else knows end here too and are answered as etcd answers them.
@@ -69,44 +98,52 @@ async fn handle(state: &Arc<State>, mut request: Request) -> Response {
     let path = request.uri().path();
     let route = match json_route(path) {
         Some(Some(Route::Watch)) if is_websocket(&request) => {
-            let requires_leader = requires_leader(&request);
+            // A limit of time is not read, as in etcd, whose proxy of WebSockets does not pass it on.
+            let requires_leader = Asked::read(request.headers()).is_ok_and(|asked| asked.requires_leader);
             return watch::socket(state, requires_leader, request).await.unwrap_or_else(|error| refusal(&error));
         }
-        Some(Some(route)) if request.method() == Method::POST => Ok(route),
+        Some(Some(route)) if request.method() == Method::POST => match Asked::read(request.headers()) {
+            Ok(asked) => Ok((route, asked)),
+            Err(error) => Err(refusal(&error)),
+        },
         Some(Some(_)) => Err(refusal(&ApiError::WrongMethod)),
         Some(None) => Err(refusal(&ApiError::UnknownPath)),
         None => Err(page_not_found()),
     };
-    let route = match route {
+    let (route, asked) = match route {
         Ok(route) => route,
         Err(response) => {
             body::discard(request.into_body(), state.body_bytes_max).await;
             return response;
         }
     };
-    let requires_leader = requires_leader(&request);
     if route == Route::Watch {
-        return match watch::watch(state, requires_leader, request.into_body()).await {
+        return match watch::watch(state, asked, request.into_body()).await {
             Ok(body) => success(body),
             Err(error) => refusal(&error),
         };
     }
     if route == Route::LeaseKeepAlive {
-        return match lease_lines::lines(state, requires_leader, request.into_body()).await {
+        return match lease_lines::lines(state, asked, request.into_body()).await {
             Ok(lines) => success(lines),
             Err(error) => refusal(&error),
         };
     }
     let running = state.metrics.begin(route, None);
-    let result = match body::read(request.into_body(), state.body_bytes_max).await {
-        Ok(body) => {
-            state.metrics.received(route, body.len());
-            if let Some(patience) = patience {
-                patience.begin();
-            }
-            answer(state, route, requires_leader, &body).await
+    let answered = async {
+        let body = body::read(request.into_body(), state.body_bytes_max).await?;
+        state.metrics.received(route, body.len());
+        if let Some(patience) = patience {
+            patience.begin();
         }
-        Err(error) => Err(error),
+        answer(state, route, asked, &body).await
+    };
+    let result = match asked.deadline {
+        None => answered.await,
+        // What it has proposed by then is carried out or not: nobody knows.
+        Some(deadline) => {
+            Box::pin(timeout_at(deadline, answered)).await.unwrap_or(Err(ApiError::DeadlineExceeded(Effect::Unknown)))
+        }
     };
     match result {
         Ok(Answer::Whole(body)) => {
@@ -128,8 +165,8 @@ async fn handle(state: &Arc<State>, mut request: Request) -> Response {
     }
 }
 
-async fn answer(state: &Arc<State>, route: Route, requires_leader: bool, body: &[u8]) -> Result<Answer, ApiError> {
-    admit(state, route, requires_leader)?;
+async fn answer(state: &Arc<State>, route: Route, asked: Asked, body: &[u8]) -> Result<Answer, ApiError> {
+    admit(state, route, asked.requires_leader)?;
     // As in etcd, the headers of the cluster service have no revision.
     let members = |members: Members| response::members(&state.header(0), &members);
     Ok(Answer::Whole(match route {
@@ -193,6 +230,11 @@ async fn answer(state: &Arc<State>, route: Route, requires_leader: bool, body: &
         Route::MemberUpdate => members(cluster::update(state, decode(body)?).await?),
         Route::MemberList => members(cluster::list(state, decode(body)?).await?),
         Route::MemberPromote => members(cluster::promote(state, decode(body)?).await?),
+        Route::AuthStatus => {
+            let status = auth::status(state, decode(body)?);
+            response::auth_status(&state.header(status.revision), &status)
+        }
+        Route::Authenticate => return Err(auth::authenticate(decode(body)?)),
         Route::Lock => {
             let locked = lock::lock(state, decode(body)?).await?;
             concurrency::locked(&state.header(locked.revision), &locked.key)
@@ -208,7 +250,10 @@ async fn answer(state: &Arc<State>, route: Route, requires_leader: bool, body: &
             let leader = election::leader(state, decode(body)?).await?;
             concurrency::leader(&state.header(leader.revision), &leader.record)
         }
-        Route::Observe => return Ok(Answer::Leaders(Box::pin(election::observe(state, decode(body)?)))),
+        Route::Observe => {
+            let leaders = Box::pin(election::observe(state, asked.requires_leader, decode(body)?));
+            return Ok(Answer::Leaders(until(asked.deadline, leaders)));
+        }
         // They have no JSON path, or are streams.
         Route::Watch | Route::RangeStream | Route::HealthCheck | Route::HealthWatch => {
             return Err(ApiError::UnknownPath);
@@ -230,7 +275,9 @@ fn lines(state: &Arc<State>, leaders: Leaders, running: Running) -> Body {
                 if let Some(running) = running.take() {
                     running.end(Some(&error));
                 }
-                concurrency::error_line(&error)
+                let mut line = Vec::new();
+                response::stream_error(&mut line, &error);
+                line
             }
         };
         Ok::<_, Infallible>(line)

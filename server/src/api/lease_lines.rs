@@ -9,11 +9,11 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream::unfold;
 use http_body_util::BodyExt as _;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use crate::api::lease::{keep_alive, stream_ends};
-use crate::api::{Route, Running, State, admit};
-use crate::error::ApiError;
+use crate::api::{Asked, Route, Running, State, admit};
+use crate::error::{ApiError, Effect};
 use crate::wire::{self, LeaseMessage, Objects, response};
 
 /// How long the answer's head waits for the first request, so that one that makes no sense can be answered as an error.
@@ -31,14 +31,20 @@ struct Lines {
 }
 
 /// Renews what the body asks for, one after the other, until it ends.
-pub(crate) async fn lines(state: &Arc<State>, requires_leader: bool, body: Body) -> Result<Body, ApiError> {
-    admit(state, Route::LeaseKeepAlive, requires_leader)?;
+pub(crate) async fn lines(state: &Arc<State>, asked: Asked, body: Body) -> Result<Body, ApiError> {
+    admit(state, Route::LeaseKeepAlive, asked.requires_leader)?;
+    let stream_ends = stream_ends(Arc::clone(state), asked.requires_leader);
     let mut lines = Lines {
         state: Arc::clone(state),
         body: Some(body),
         objects: Objects::default(),
         read: None,
-        ends: Box::pin(stream_ends(Arc::clone(state), requires_leader)),
+        ends: match asked.deadline {
+            None => Box::pin(stream_ends),
+            Some(deadline) => Box::pin(async move {
+                timeout_at(deadline, stream_ends).await.unwrap_or(ApiError::DeadlineExceeded(Effect::None))
+            }),
+        },
         running: Some(state.metrics.begin(Route::LeaseKeepAlive, None)),
     };
     let Lines { body, objects, .. } = &mut lines;

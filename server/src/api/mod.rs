@@ -22,8 +22,10 @@
 //!
 //! Metrics, `hasleader`, learner refusal, deadlines and limits come with it.
 
+pub(crate) mod auth;
 mod body;
 pub(crate) mod cluster;
+pub(crate) mod deadline;
 pub(crate) mod election;
 mod follow;
 mod json;
@@ -43,7 +45,7 @@ pub(crate) mod watch;
 
 use crate::error::ApiError;
 
-pub(crate) use json::{no_router, router};
+pub(crate) use json::{Asked, no_router, router};
 pub(crate) use metrics::{Metrics, Running};
 pub(crate) use range::{ANSWER_BYTES_MAX, Unread, Whole};
 use route::json_route;

@@ -107,6 +107,8 @@ rpcs! {
     MemberUpdate = "etcdserverpb.Cluster" "MemberUpdate" Unary "member_update" ["cluster/member/update"];
     MemberList = "etcdserverpb.Cluster" "MemberList" Unary "member_list" ["cluster/member/list"];
     MemberPromote = "etcdserverpb.Cluster" "MemberPromote" Unary "member_promote" ["cluster/member/promote"];
+    AuthStatus = "etcdserverpb.Auth" "AuthStatus" Unary "auth_status" ["auth/status"];
+    Authenticate = "etcdserverpb.Auth" "Authenticate" Unary "authenticate" ["auth/authenticate"];
     Lock = "v3lockpb.Lock" "Lock" Unary "lock" ["lock/lock"];
     Unlock = "v3lockpb.Lock" "Unlock" Unary "unlock" ["lock/unlock"];
     Campaign = "v3electionpb.Election" "Campaign" Unary "campaign" ["election/campaign"];

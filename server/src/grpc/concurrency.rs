@@ -46,9 +46,12 @@ pub(super) async fn unary(state: &Arc<State>, route: Route, message: Bytes) -> R
 }
 
 /// Leaders, one after the other.
-pub(super) fn observe(state: &Arc<State>, request: v3electionpb::LeaderRequest) -> Answers {
+pub(super) fn observe(state: &Arc<State>, requires_leader: bool, request: v3electionpb::LeaderRequest) -> Answers {
     let seen = Arc::clone(state);
-    Box::pin(election::observe(state, request.into()).map(move |leader| Ok(leader_message(&seen, &leader?))))
+    Box::pin(
+        election::observe(state, requires_leader, request.into())
+            .map(move |leader| Ok(leader_message(&seen, &leader?))),
+    )
 }
 
 fn leader_message(state: &State, leader: &Leader) -> Bytes {

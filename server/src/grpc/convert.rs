@@ -101,6 +101,18 @@ impl From<pb::HashRequest> for EmptyMessage {
     }
 }
 
+impl From<pb::AuthStatusRequest> for EmptyMessage {
+    fn from(_: pb::AuthStatusRequest) -> Self {
+        Self
+    }
+}
+
+impl From<pb::AuthenticateRequest> for EmptyMessage {
+    fn from(_: pb::AuthenticateRequest) -> Self {
+        Self
+    }
+}
+
 impl From<pb::DefragmentRequest> for EmptyMessage {
     fn from(_: pb::DefragmentRequest) -> Self {
         Self

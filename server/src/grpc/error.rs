@@ -26,6 +26,10 @@ pub(crate) enum ProtocolError {
     Timeout { found: String },
     #[error("grpc: Decompressor is not installed for grpc-encoding {found:?}")]
     Encoding { found: String },
+    #[error("grpc: failed to decompress the received message: {0}")]
+    Inflate(std::io::Error),
+    #[error("grpc: received message after decompression larger than max {limit}")]
+    InflatedTooLarge { limit: usize },
     #[error("grpc: compressed flag set with identity or empty encoding")]
     Compressed,
     #[error("grpc: received unexpected payload format {found}")]
@@ -58,11 +62,12 @@ impl ProtocolError {
             Self::WrongMethod { .. }
             | Self::Timeout { .. }
             | Self::Compressed
+            | Self::Inflate(_)
             | Self::PayloadFormat { .. }
             | Self::SeveralMessages
             | Self::Undecodable(_) => Code::Internal,
             Self::Truncated | Self::NoMessage => Code::Unknown,
-            Self::AnswerTooLarge { .. } => Code::ResourceExhausted,
+            Self::AnswerTooLarge { .. } | Self::InflatedTooLarge { .. } => Code::ResourceExhausted,
         }
     }
 }

@@ -1,14 +1,18 @@
 //! The messages of a request, cut out of the frames that they come in.
 //!
 //! ```text
-//!   flag u8 (0: not compressed) | length u32 BE | message          any number of these, across HTTP/2 frames at will
+//!   flag u8 (1: compressed) | length u32 BE | message          any number of these, across HTTP/2 frames at will
 //! ```
+//!
+//! gzip is understood, which etcd's server understands too. Answers are never compressed.
 
 use std::future::poll_fn;
+use std::io::Read as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use flate2::bufread::MultiGzDecoder;
 use hyper::body::{Body, Incoming};
 
 use crate::error::ApiError;
@@ -16,6 +20,8 @@ use crate::grpc::error::ProtocolError;
 
 /// Flag and length before each message.
 pub(super) const PREFIX_BYTES: usize = 5;
+/// What messages may be compressed with.
+pub(super) const GZIP: &str = "gzip";
 
 /// Reads the messages of a request one after the other. Holds nothing between messages.
 pub(crate) struct Messages<B = Incoming> {
@@ -49,7 +55,11 @@ impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
                         self.held = std::mem::take(&mut self.joined).freeze();
                     }
                     let mut message = self.held.split_to(PREFIX_BYTES + length);
+                    let is_compressed = message[0] != 0;
                     message.advance(PREFIX_BYTES);
+                    if is_compressed {
+                        message = inflate(&message, self.limit)?;
+                    }
                     return Poll::Ready(Ok(Some(message)));
                 }
                 _ => {}
@@ -91,6 +101,7 @@ impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
         let Some(&[flag, a, b, c, d]) = begun.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
         match (flag, &self.encoding) {
             (0, _) => {}
+            (1, Some(encoding)) if **encoding == *GZIP => {}
             (1, None) => return Err(ProtocolError::Compressed.into()),
             (1, Some(encoding)) => return Err(ProtocolError::Encoding { found: encoding.to_string() }.into()),
             (found, _) => return Err(ProtocolError::PayloadFormat { found }.into()),
@@ -100,12 +111,23 @@ impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
     }
 }
 
+/// A message that was compressed; never more than `limit` bytes of it are made.
+fn inflate(compressed: &[u8], limit: usize) -> Result<Bytes, ProtocolError> {
+    let mut message = Vec::new();
+    let bytes_max = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    MultiGzDecoder::new(compressed).take(bytes_max).read_to_end(&mut message).map_err(ProtocolError::Inflate)?;
+    if message.len() > limit { Err(ProtocolError::InflatedTooLarge { limit }) } else { Ok(message.into()) }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::VecDeque;
     use std::convert::Infallible;
+    use std::io::Write as _;
 
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
     use hyper::body::Frame;
     use proptest::prelude::*;
 
@@ -162,14 +184,35 @@ mod tests {
         assert_eq!(wrong(&[b"\0\xff\xff\xff\xff"], None), "grpc: received message larger than max (4294967295 vs. 4)");
         assert_eq!(wrong(&[b"\x01\0\0\0\0"], None), "grpc: compressed flag set with identity or empty encoding");
         assert_eq!(
-            wrong(&[b"\x01\0\0\0\0"], Some("gzip")),
-            "grpc: Decompressor is not installed for grpc-encoding \"gzip\""
+            wrong(&[b"\x01\0\0\0\0"], Some("snappy")),
+            "grpc: Decompressor is not installed for grpc-encoding \"snappy\""
         );
+        let broken = wrong(&[b"\x01\0\0\0\x02\x1f\x8b"], Some("gzip"));
+        assert!(broken.starts_with("grpc: failed to decompress the received message: "), "{broken}");
         assert_eq!(wrong(&[b"\x02\0\0\0\0"], None), "grpc: received unexpected payload format 2");
         assert_eq!(wrong(&[b"\0\0\0\0\x02a"], None), "unexpected EOF");
         assert_eq!(wrong(&[b"\0\0"], None), "EOF");
         // The flag alone does not matter if the message is not compressed.
         assert_eq!(read(&[&framed(b"1")], 4, Some("gzip")), (vec!["1".into()], None));
+    }
+
+    #[test]
+    fn compressed_messages_are_inflated_up_to_the_limit() {
+        let zip = |message: &[u8]| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+            encoder.write_all(message).unwrap();
+            let mut frame = framed(&encoder.finish().unwrap());
+            frame[0] = 1;
+            frame
+        };
+        let both = [zip(b"one"), framed(b"two"), zip(b"")].concat();
+        let (messages, error) = read(&[&both[..9], &both[9..]], 64, Some("gzip"));
+        assert_eq!((messages, error), (vec!["one".into(), "two".into(), Bytes::new()], None));
+        let full = vec![0; 1 << 20];
+        assert_eq!(read(&[&zip(&full)], full.len(), Some("gzip")), (vec![full.clone().into()], None));
+        let (messages, error) = read(&[&zip(&full)], full.len() - 1, Some("gzip"));
+        assert!(messages.is_empty());
+        assert_eq!(error.unwrap(), "grpc: received message after decompression larger than max 1048575");
     }
 
     proptest! {

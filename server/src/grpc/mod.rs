@@ -9,9 +9,9 @@
 //! hundred lines that know nothing of any service's meaning. It *is not* a second server: connections, their limits and the
 //! functions behind the RPCs are those of JSON. `docs/decisions/0007` says why it is written out here.
 //!
-//! - **Invariant**: a request message is never copied if it came in one piece; a stored record is copied once, into the
-//!   response.
-//! - **Invariant**: no more is kept of a message than its limit and one frame.
+//! - **Invariant**: a request message is never copied if it came in one piece and is not compressed; a stored record is
+//!   copied once, into the response.
+//! - **Invariant**: no more is kept of a message than its limit and one frame; of a compressed one, twice the limit.
 //! - **Invariant**: every call ends with a status; if it ends before its first message, the status is all there is.
 
 mod concurrency;
@@ -41,6 +41,7 @@ use crate::http::Patience;
 use crate::preflight::MESSAGE_OVERHEAD_BYTES;
 pub(crate) use error::ProtocolError;
 use head::Head;
+use messages::GZIP;
 pub(crate) use messages::Messages;
 pub(crate) use reply::Reply;
 
@@ -121,7 +122,7 @@ struct Call {
 impl Call {
     /// What is refused before a call's meaning is looked at.
     fn admit(&self, state: &State) -> Result<(), ApiError> {
-        if let Some(encoding) = &self.head.encoding {
+        if let Some(encoding) = self.head.encoding.as_deref().filter(|encoding| *encoding != GZIP) {
             return Err(ProtocolError::Encoding { found: encoding.to_string() }.into());
         }
         admit(state, self.route, self.head.requires_leader)?;

@@ -5,20 +5,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures_util::Stream;
 use hyper::Response;
 use hyper::body::{Body, Frame};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::api::{Metrics, Route, Running};
+use crate::api::{Metrics, Route, Running, deadline};
 use crate::error::ApiError;
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Messages with their prefixes; an error is the status of the call, and the end.
-pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, ApiError>> + Send>>;
+pub(crate) type Answers = deadline::Answers<Bytes>;
 
 /// The body of an answer.
 pub(crate) enum Reply {

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use futures_util::stream::try_unfold;
 use hyper::Response;
 use prost::Message;
 
+use crate::api::deadline::until;
 use crate::api::{Route, State};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
@@ -32,13 +32,7 @@ pub(super) async fn answer(state: &Arc<State>, call: Call) -> Response<Reply> {
         Err(error) => Err(error),
     };
     match answers {
-        Ok(answers) => {
-            let answers = match head.deadline {
-                None => answers,
-                Some(deadline) => until(deadline, answers),
-            };
-            reply::stream(answers, Arc::clone(&state.metrics), route, running)
-        }
+        Ok(answers) => reply::stream(until(head.deadline, answers), Arc::clone(&state.metrics), route, running),
         Err(error) => {
             running.end(Some(&error));
             reply::refusal(&error)
@@ -56,22 +50,10 @@ async fn begin(
         Route::RangeStream => range_stream::answers(state, single(state, route, messages).await?).await,
         Route::Watch => watch::answers(state, requires_leader, messages),
         Route::LeaseKeepAlive => Ok(lease::keep_alive(state, requires_leader, messages)),
-        Route::Observe => Ok(concurrency::observe(state, single(state, route, messages).await?)),
+        Route::Observe => Ok(concurrency::observe(state, requires_leader, single(state, route, messages).await?)),
         Route::HealthWatch => Ok(health::watch(state, &single(state, route, messages).await?)),
         _ => Err(ApiError::Defect { what: "a unary RPC was called as a stream" }),
     }
-}
-
-/// Ends the answers when the client's deadline is over.
-fn until(deadline: tokio::time::Instant, answers: Answers) -> Answers {
-    Box::pin(try_unfold(answers, move |mut answers| async move {
-        use futures_util::StreamExt as _;
-        match tokio::time::timeout_at(deadline, answers.next()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(answer)) => Ok(Some((answer?, answers))),
-            Err(_) => Err(ApiError::DeadlineExceeded(Effect::None)),
-        }
-    }))
 }
 
 /// The only message of a call that has one.

@@ -9,7 +9,7 @@ use tally_apply::Alarm;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
-use crate::api::{ANSWER_BYTES_MAX, Route, State, Whole, cluster, kv, maintenance};
+use crate::api::{ANSWER_BYTES_MAX, Route, State, Whole, auth, cluster, kv, maintenance};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
 use crate::grpc::reply::{self, Reply};
@@ -126,6 +126,15 @@ async fn rarer(state: &Arc<State>, route: Route, message: Bytes) -> Result<Bytes
             // etcd's answer has no header.
             write::message(&pb::MoveLeaderResponse { header: None })
         }
+        Route::AuthStatus => {
+            let status = auth::status(state, decode::<pb::AuthStatusRequest>(message)?.into());
+            write::message(&pb::AuthStatusResponse {
+                header: write::header(&state.header(status.revision)),
+                enabled: status.is_enabled,
+                auth_revision: status.auth_revision,
+            })
+        }
+        Route::Authenticate => return Err(auth::authenticate(decode::<pb::AuthenticateRequest>(message)?.into())),
         Route::MemberAdd | Route::MemberRemove | Route::MemberUpdate | Route::MemberList | Route::MemberPromote => {
             members(state, route, message).await?
         }

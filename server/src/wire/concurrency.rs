@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use tally_mvcc::Record;
 
-use crate::error::ApiError;
 use crate::wire::read::{Cursor, DecodeError, FieldNames};
 use crate::wire::request::Message;
 use crate::wire::response::{Header, kv};
@@ -186,16 +185,6 @@ pub(crate) fn leader_line(header: &Header<'_>, record: &Record) -> Vec<u8> {
     let mut out = b"{\"result\":".to_vec();
     out.append(&mut leader(header, record));
     out.extend_from_slice(b"}\n");
-    out
-}
-
-/// The last line of a stream that ends because of an error.
-pub(crate) fn error_line(error: &ApiError) -> Vec<u8> {
-    let mut out = b"{\"error\":{\"code\":".to_vec();
-    write::digits(&mut out, error.code() as u64);
-    out.extend_from_slice(b",\"message\":");
-    write::string(&mut out, &error.to_string());
-    out.extend_from_slice(b"}}\n");
     out
 }
 

@@ -33,5 +33,5 @@ pub(crate) use request::{
     MemberAddMessage, MemberListMessage, MemberMessage, MemberUpdateMessage, OpMessage, PutMessage, RangeMessage,
     TransferMessage, TxnMessage, decode, reads_are_serializable,
 };
-pub(crate) use response::{Header, Identity, Member, Members, RangeWriter, Status};
+pub(crate) use response::{AuthStatus, Header, Identity, Member, Members, RangeWriter, Status};
 pub(crate) use watch::{WatchCreateMessage, WatchFields, WatchMessage};

@@ -91,6 +91,16 @@ pub(crate) fn header_only(header: &Header<'_>) -> Vec<u8> {
     out
 }
 
+pub(crate) fn auth_status(header: &Header<'_>, status: &AuthStatus) -> Vec<u8> {
+    let mut out = header.begin(64);
+    if status.is_enabled {
+        out.extend_from_slice(b",\"enabled\":true");
+    }
+    write::unsigned(&mut out, ",\"authRevision\":\"", status.auth_revision);
+    out.push(b'}');
+    out
+}
+
 pub(crate) fn status(header: &Header<'_>, status: &Status) -> Vec<u8> {
     let mut out = header.begin(512);
     text(&mut out, ",\"version\":", status.version);
@@ -210,11 +220,21 @@ pub(crate) fn record(out: &mut Vec<u8>, record: &Record) {
     kv(out, record);
 }
 
-/// An error in the midst of a stream: a line of its own, the last.
+/// An error in the midst of a stream: a line of its own, the last, with the keys of both gateway generations.
 pub(crate) fn stream_error(out: &mut Vec<u8>, failure: &ApiError) {
-    out.extend_from_slice(b"{\"error\":");
-    out.extend_from_slice(&error(failure));
-    out.extend_from_slice(b"}\n");
+    let (code, status) = (failure.code() as u64, failure.status());
+    for (name, number) in
+        [("{\"error\":{\"grpc_code\":", code), (",\"http_code\":", status.as_u16().into()), (",\"code\":", code)]
+    {
+        out.extend_from_slice(name.as_bytes());
+        write::digits(out, number);
+    }
+    text(out, ",\"message\":", &failure.to_string());
+    if let Some(reason) = status.canonical_reason() {
+        text(out, ",\"http_status\":", reason);
+    }
+    outcome(out, failure);
+    out.extend_from_slice(b"}}\n");
 }
 
 /// The body of an error: the keys of both gateway generations, and whether a write may have happened after all.
@@ -227,12 +247,17 @@ pub(crate) fn error(error: &ApiError) -> Vec<u8> {
     write::digits(&mut out, error.code() as u64);
     out.extend_from_slice(b",\"message\":");
     write::string(&mut out, &message);
+    outcome(&mut out, error);
+    out.push(b'}');
+    out
+}
+
+/// Whether a write may have happened after all.
+fn outcome(out: &mut Vec<u8>, error: &ApiError) {
     match error.effect() {
         Effect::None => {}
         Effect::Unknown => out.extend_from_slice(b",\"outcome\":\"unknown\""),
     }
-    out.push(b'}');
-    out
 }
 
 fn text(out: &mut Vec<u8>, name: &str, text: &str) {
@@ -328,6 +353,16 @@ fn txn_bytes(reply: &TxnReply) -> usize {
         OpReply::Txn(reply) => txn_bytes(reply),
     };
     reply.replies.iter().map(|reply| op(reply) + HEADER_BYTES).sum()
+}
+
+/// Whether clients have to say who they are.
+#[derive(Clone, Debug)]
+pub(crate) struct AuthStatus {
+    /// The store's revision.
+    pub(crate) revision: i64,
+    pub(crate) is_enabled: bool,
+    /// How often users and roles have changed, counted from one.
+    pub(crate) auth_revision: u64,
 }
 
 /// What the answer to a status request says.

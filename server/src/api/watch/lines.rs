@@ -8,12 +8,12 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep_until, timeout};
 
 use super::session::{Filled, Response, Session};
 use super::slot;
-use crate::api::{Metrics, Route, Running, State};
-use crate::error::ApiError;
+use crate::api::{Asked, Metrics, Route, Running, State};
+use crate::error::{ApiError, Effect};
 use crate::wire::{self, Objects, WatchFields, WatchMessage};
 
 /// Clients take each chunk of the body for one message, as etcd's gateway sends them. hyper puts chunks that are ready
@@ -23,9 +23,9 @@ const ONE_LINE: usize = 1;
 const FIRST_REQUEST: Duration = Duration::from_millis(100);
 
 /// Opens a watch stream over the body of a request.
-pub(crate) async fn watch(state: &Arc<State>, requires_leader: bool, body: Body) -> Result<Body, ApiError> {
+pub(crate) async fn watch(state: &Arc<State>, asked: Asked, body: Body) -> Result<Body, ApiError> {
     let running = state.metrics.begin(Route::Watch, None);
-    let session = match Session::open(state, requires_leader) {
+    let session = match Session::open(state, asked.requires_leader) {
         Ok(session) => session,
         Err(error) => {
             running.end(Some(&error));
@@ -34,7 +34,8 @@ pub(crate) async fn watch(state: &Arc<State>, requires_leader: bool, body: Body)
     };
     let requests = Requests { body: Some(body), objects: Objects::default(), limit: state.body_bytes_max };
     let metrics = Arc::clone(&state.metrics);
-    let mut lines = Lines { session: Some(session), requests, metrics, running: Some(running) };
+    let deadline = asked.deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+    let mut lines = Lines { session: Some(session), requests, metrics, running: Some(running), deadline };
     match timeout(FIRST_REQUEST, std::future::poll_fn(|cx| lines.poll_first(cx))).await {
         Ok(Err(error)) => {
             if let Some(running) = lines.running.take() {
@@ -96,6 +97,8 @@ struct Lines {
     requests: Requests,
     metrics: Arc<Metrics>,
     running: Option<Running>,
+    /// When the client waits no longer.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Lines {
@@ -116,6 +119,10 @@ impl Lines {
 
     /// Puts together what is to be sent. False if it is the last.
     fn fill(&mut self, out: &mut Vec<u8>, cx: &mut Context<'_>) -> bool {
+        if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            self.end(out, Some(&ApiError::DeadlineExceeded(Effect::None)));
+            return false;
+        }
         let Lines { session: Some(session), requests, metrics, .. } = self else { return false };
         let request = |cx: &mut Context<'_>| {
             let request = requests.poll_next(cx);
@@ -130,13 +137,17 @@ impl Lines {
             metrics.sent(Route::Watch, out.len() - before);
         });
         let Filled::Ended(error) = filled else { return true };
-        if let Some(error) = &error {
+        self.end(out, error.as_ref());
+        false
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>, error: Option<&ApiError>) {
+        if let Some(error) = error {
             wire::response::stream_error(out, error);
         }
         if let Some(running) = self.running.take() {
-            running.end(error.as_ref());
+            running.end(error);
         }
-        false
     }
 }
 

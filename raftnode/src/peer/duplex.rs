@@ -1,6 +1,7 @@
 //! Channels to a peer: opened with a Hello in both directions, then frames in both directions.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -68,18 +69,32 @@ pub(super) struct Receiving {
     net: Net,
     peer: Arc<Peer>,
     inbound: Inbound,
-    _open: Arc<Open>,
+    open: Arc<Open>,
 }
 
-/// Keeps the connection, and is counted.
+/// Keeps the connection, and is counted as long as something may come over it: whoever only sends may hold it for longer.
 struct Open {
     peer: Arc<Peer>,
+    is_counted: AtomicBool,
     _connection: Connection,
+}
+
+impl Open {
+    fn new(peer: &Arc<Peer>, connection: Connection) -> Arc<Open> {
+        peer.connected();
+        Arc::new(Open { peer: Arc::clone(peer), is_counted: AtomicBool::new(true), _connection: connection })
+    }
+
+    fn end(&self) {
+        if self.is_counted.swap(false, Ordering::AcqRel) {
+            self.peer.disconnected();
+        }
+    }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.peer.disconnected();
+        self.end();
     }
 }
 
@@ -170,11 +185,10 @@ async fn open_one(net: &Net, peer: &Arc<Peer>, url: &str, path: &'static str) ->
         return Err(OpenError::Refused(verdict));
     }
     inbound.expect(address.reversed());
-    peer.connected();
-    let open = Arc::new(Open { peer: Arc::clone(peer), _connection: connection });
+    let open = Open::new(peer, connection);
     let write_timeout = net.inner.config.write_timeout;
     let sending = Sending { peer: Arc::clone(peer), address, out, write_timeout, _open: Arc::clone(&open) };
-    let receiving = Receiving { net: net.clone(), peer: Arc::clone(peer), inbound, _open: open };
+    let receiving = Receiving { net: net.clone(), peer: Arc::clone(peer), inbound, open };
     Ok(Duplex { sending, receiving })
 }
 
@@ -231,7 +245,11 @@ impl Sending {
 impl Receiving {
     /// The next frame, or none when the channel has ended. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Frame> {
-        next_from(&self.net, &self.peer, &mut self.inbound).await
+        let frame = next_from(&self.net, &self.peer, &mut self.inbound).await;
+        if frame.is_none() {
+            self.open.end();
+        }
+        frame
     }
 
     /// A body could not be read: the channel is to be given up.

@@ -19,7 +19,7 @@ use super::{CLUSTER, SOON, eventually, hello, introduce, listen, member, member_
 use crate::ask::ASK_BYTES_MAX;
 use crate::barrier::BarrierError;
 use crate::member::{MemberChange, MemberError};
-use crate::peer::{CallError, DiscoverError, ForwardRefusal, ForwardReply, Net, discover};
+use crate::peer::{CallError, DiscoverError, ForwardRefusal, ForwardReply, Net, NetworkEvent, discover};
 
 /// A peer that greets as member 2, and then does what the test wants with every frame.
 pub(super) async fn scripted(
@@ -73,6 +73,22 @@ async fn calls_are_answered_by_the_host() {
     assert!(matches!(changed, Err(MemberError::LearnerNotReady { id: 9 })));
     *two.host.changed.lock().unwrap() = Some(Ok(()));
     one.net.change_members(2, &MemberChange::Promote { id: 9 }).await.unwrap().unwrap();
+}
+
+/// Also one that was only called, and is not called again.
+#[tokio::test]
+async fn a_peer_that_is_gone_is_not_connected() {
+    let (one, two) = (member(1).await, member(2).await);
+    introduce(&[&one, &two]);
+    *two.host.read_index.lock().unwrap() = Some(Ok(77));
+    assert_eq!(one.net.read_index(2).await.unwrap().unwrap(), 77);
+    assert!(one.net.is_heard(2, SOON));
+    assert!(!one.net.is_heard(2, Duration::ZERO));
+    two.net.close();
+    eventually("it is gone", || !one.net.is_heard(2, SOON)).await;
+    assert_eq!(one.events.count(|event| *event == NetworkEvent::Disconnected { to: 2 }), 1);
+    one.net.close();
+    assert_eq!(one.events.count(|event| *event == NetworkEvent::Disconnected { to: 2 }), 1);
 }
 
 #[tokio::test]

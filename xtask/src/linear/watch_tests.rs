@@ -247,6 +247,18 @@ fn progress_told_too_soon_is_caught() {
 }
 
 #[test]
+fn revisions_that_the_store_never_had_are_caught() {
+    for message in [Message::Progress, Message::Events] {
+        let mut segment = whole();
+        push(&mut segment, message, 41);
+        let found = check(&segment).unwrap_err();
+        assert!(matches!(found, Untrue::Header { revision: 41, .. }), "{found}");
+    }
+    let segment = Segment { created: 41, ..whole() };
+    assert!(matches!(check(&segment).unwrap_err(), Untrue::Header { revision: 41, .. }));
+}
+
+#[test]
 fn wrong_contents_and_unwanted_events_are_caught() {
     let mut segment = whole();
     let at = index(&segment, 21);

@@ -199,8 +199,14 @@ impl<'run> Told<'run> {
     /// Checks one segment.
     pub(crate) fn check(&self, segment: &Segment, watched: &mut Watched) -> Result<(), Untrue> {
         let start = if segment.start == 0 { segment.created + 1 } else { segment.start };
-        let reached = messages(segment, start)?;
         let last = self.past.last;
+        // The past was read when nothing changed any more, so nobody can have been told of more.
+        let after = segment.responses.iter().map(|response| i64::from(response.revision)).find(|told| *told > last);
+        if let Some(revision) = after.or((segment.created > last).then_some(segment.created)) {
+            let why = format!("though the store's last is {last}");
+            return Err(Untrue::Header { who: segment.who.clone(), revision, why });
+        }
+        let reached = messages(segment, start)?;
         let to = match segment.end {
             End::Complete => last.max(reached),
             End::Broken => reached,

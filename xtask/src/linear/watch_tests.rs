@@ -216,6 +216,10 @@ fn a_split_revision_is_caught_unless_it_came_in_fragments() {
     segment.events.truncate(at + 1);
     segment.end = End::Broken;
     check(&segment).unwrap();
+    // One that did not break owes the rest, and all that came after.
+    segment.end = End::Complete;
+    let found = check(&segment).unwrap_err();
+    assert!(matches!(found, Untrue::Lost { revision: 15, .. }), "{found}");
 }
 
 #[test]

@@ -261,9 +261,10 @@ impl<'run> Told<'run> {
 
     /// The events are those that were due, with the right contents.
     fn compare(&self, segment: &Segment, from: i64, to: i64, watched: &mut Watched) -> Result<(), Untrue> {
-        // Of a revision that broke off only the beginning was told.
-        let broken = segment.responses.last().filter(|response| response.message == Message::Fragment);
-        let partial = broken.and_then(|_| segment.events.last()).map(|event| i64::from(event.revision));
+        // Of a revision that broke off only the beginning was told. Nothing else is forgiven for a fragment at the end.
+        let last = segment.responses.last().filter(|response| response.message == Message::Fragment);
+        let partial = last.filter(|_| segment.end == End::Broken);
+        let partial = partial.and_then(|_| segment.events.last()).map(|event| i64::from(event.revision));
         let due = self.due(&segment.spec, from, partial.map_or(to, |partial| partial.max(to)));
         let mut due = due.iter();
         let who = || segment.who.clone();

@@ -59,8 +59,10 @@ pub(crate) enum Message {
     Events,
     /// Events, and more of the last one's revision follow.
     Fragment,
-    /// No events: everything up to the revision was told.
+    /// No events: everything up to the revision was told, to all watchers of the stream, who had asked.
     Progress,
+    /// The same to one watcher, unasked.
+    Notice,
 }
 
 /// A message as it arrived.
@@ -126,6 +128,9 @@ pub(crate) enum Untrue {
     /// A message from before the watcher's start or older than its events.
     #[error("{who}: a message of revision {revision} {why}")]
     Header { who: String, revision: i64, why: String },
+    /// A kind of message that only those get who want it.
+    #[error("{who}: a message of revision {revision} {what}, which it had not asked for")]
+    Unasked { who: String, revision: i64, what: &'static str },
     /// An event with another record than the past.
     #[error("{who}: key {key} at revision {revision} came with {what} than {expected}")]
     Contents { who: String, key: Key, revision: i64, what: &'static str, expected: String },
@@ -221,7 +226,7 @@ impl<'run> Told<'run> {
         watched.events += segment.events.len() as u64;
         watched.complete += u64::from(segment.end == End::Complete);
         let many = |wanted| segment.responses.iter().filter(|response| response.message == wanted).count() as u64;
-        watched.progress += many(Message::Progress);
+        watched.progress += many(Message::Progress) + many(Message::Notice);
         watched.fragments += many(Message::Fragment);
         watched.several += segment.events.windows(2).filter(|pair| pair[0].revision == pair[1].revision).count() as u64;
         Ok(())
@@ -353,16 +358,19 @@ fn messages(segment: &Segment, start: i64) -> Result<i64, Untrue> {
         if told < newest && newest >= start {
             return header(told, format!("came with or after an event of revision {newest}"));
         }
+        let unasked = |what| Err(Untrue::Unasked { who: who(), revision: told, what });
         match response.message {
+            Message::Fragment if !segment.spec.fragments => return unasked("was a fragment"),
+            Message::Notice if !segment.spec.notified => return unasked("told of its progress alone"),
             Message::Fragment => reached = reached.max(newest - 1),
             Message::Events => (reached, open) = (reached.max(newest), None),
-            Message::Progress if told < start - 1 => {
+            Message::Progress | Message::Notice if told < start - 1 => {
                 return header(told, format!("told of progress before the start at {start}"));
             }
-            Message::Progress if told < progress => {
+            Message::Progress | Message::Notice if told < progress => {
                 return header(told, format!("told of progress after one of {progress}"));
             }
-            Message::Progress => (reached, progress) = (reached.max(told), told),
+            Message::Progress | Message::Notice => (reached, progress) = (reached.max(told), told),
         }
     }
     Ok(reached)

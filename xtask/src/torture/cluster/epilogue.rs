@@ -140,7 +140,9 @@ fn take(segments: &mut [Segment], heard: Heard) -> std::result::Result<(), Strin
         Heard::Events { id, revision, fragment, events } => {
             (id, revision, if fragment { Message::Fragment } else { Message::Events }, events)
         }
-        Heard::Progress { id, revision } => (id, revision, Message::Progress, Vec::new()),
+        Heard::Progress { id, revision } => {
+            (id, revision, if id == -1 { Message::Progress } else { Message::Notice }, Vec::new())
+        }
         Heard::Canceled { id, compacted, .. } if compacted > 0 => {
             let segment = usize::try_from(id - 1).ok().and_then(|index| segments.get_mut(index));
             segment.ok_or(shown)?.end = End::Compacted(compacted);

@@ -395,10 +395,10 @@ impl Watching<'_> {
             Heard::Progress { id: -1, revision } => {
                 self.watch.answers += 1;
                 for watcher in &mut self.watchers {
-                    told(watcher, revision)?;
+                    told(watcher, Message::Progress, revision)?;
                 }
             }
-            Heard::Progress { id, revision } => told(self.known(id)?, revision)?,
+            Heard::Progress { id, revision } => told(self.known(id)?, Message::Notice, revision)?,
             Heard::Canceled { id, created, compacted, reason } => {
                 let index = self.watchers.iter().position(|watcher| watcher.id == Some(id));
                 let leaving = index.is_some_and(|index| self.watchers[index].leaving);
@@ -440,9 +440,9 @@ impl Watching<'_> {
 }
 
 /// Everything up to a revision has been told.
-fn told(watcher: &mut Watcher, revision: i64) -> Result<()> {
+fn told(watcher: &mut Watcher, message: Message, revision: i64) -> Result<()> {
     let Some(segment) = watcher.segment.as_mut() else { return Ok(()) };
-    respond(segment, Message::Progress, revision)?;
+    respond(segment, message, revision)?;
     watcher.next = watcher.next.max(revision + 1);
     Ok(())
 }

@@ -246,6 +246,13 @@ fn report(Outcome { recorded, audited }: &Outcome, seen: &Seen) {
         watched.fragments
     );
 }
+    println!(
+        "  {} watchers followed to the end; {} of {} streams reached the cap of {} events",
+        watched.complete,
+        recorded.watches.iter().filter(|watch| watch.capped).count(),
+        recorded.watches.len(),
+        watchers::EVENTS_MAX
+    );
 
 #[cfg(test)]
 mod tests {

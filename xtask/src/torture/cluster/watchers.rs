@@ -26,8 +26,9 @@ use crate::rng::Rng;
 
 /// Watchers of one stream of keys.
 pub(crate) const PER_STREAM: usize = 50;
-/// Events that all watchers of a run record at most (32 bytes each); what comes after is not watched.
-const EVENTS_MAX: u64 = 6_000_000;
+/// Events that all watchers of a run record at most (32 bytes each); what comes after is watched only on connections that
+/// last, and again from when the writers stop.
+pub(crate) const EVENTS_MAX: u64 = 6_000_000;
 /// How long one read waits.
 const WAIT: Duration = Duration::from_millis(100);
 /// How long a stream may take, once the store stands still, until all its watchers have been told everything.
@@ -73,6 +74,8 @@ pub(crate) struct Watch {
     pub(crate) answers: u64,
 }
 
+    /// Whether it stopped watching because of the cap on events.
+    pub(crate) capped: bool,
 /// One stream.
 struct Watching<'run> {
     shared: &'run Shared,
@@ -132,7 +135,8 @@ impl Watching<'_> {
                 if since.elapsed() > PATIENCE {
                     return Err(self.wrong(&format!("no connection for {PATIENCE:?} after everything was healed")));
                 }
-            } else if self.shared.events.load(Ordering::Relaxed) > EVENTS_MAX {
+            } else if self.shared.events.load(Ordering::Relaxed) > EVENTS_MAX && !self.shared.ending() {
+                self.watch.capped = true;
                 self.watchers.clear();
                 thread::sleep(WAIT);
                 continue;

@@ -35,6 +35,9 @@ const WAIT: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing may arrive before a stream that cannot ask has been told everything.
 const QUIET: Duration = Duration::from_secs(3);
+/// Why a store may cancel a watcher that nobody asked it to cancel: it serves no watches at the moment. Nothing is compacted
+/// while the streams live, and none of their requests is one that may be refused.
+const REASONS: [&str; 3] = ["no leader", "server stopped", "not supported for learner"];
 /// Between two requests of a stream on a whim.
 const WHIM_EVERY: Duration = Duration::from_millis(400);
 /// Between two questions for progress at the end.
@@ -416,7 +419,10 @@ impl Watching<'_> {
                 if compacted != 0 {
                     return Err(self.wrong(&format!("watch {id} was cancelled as compacted at {compacted}: {reason}")));
                 }
-                // Whatever the reason, all go on from where they were.
+                if !REASONS.iter().any(|known| reason.contains(known)) {
+                    return Err(self.wrong(&format!("watch {id} was cancelled, which nobody asked for: {reason:?}")));
+                }
+                // All go on from where they were.
                 self.shared.failure(format!("watch cancelled: {reason}"));
                 thread::sleep(WAIT);
                 return Ok(false);
@@ -456,4 +462,50 @@ fn respond(segment: &mut Segment, message: Message, revision: i64) -> Result<()>
     let revision = u32::try_from(revision).map_err(|_| Error::Answer(format!("revision {revision} in a header")))?;
     segment.responses.push(Response { message, revision, events_end });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// A stream with one watcher that was created as number 7.
+    fn watching(shared: &Shared, temper: Temper) -> Watching<'_> {
+        let mut watching = Watching {
+            shared,
+            addresses: &[],
+            number: 0,
+            node: 0,
+            temper,
+            rng: Rng::new(1),
+            watchers: Vec::new(),
+            asked: std::collections::VecDeque::new(),
+            newest: 0,
+            labels: 0,
+            watch: Watch::default(),
+        };
+        watching.add();
+        watching.create(0, false);
+        assert!(watching.take(Heard::Created { id: 7, revision: 3 }).unwrap());
+        watching
+    }
+
+    fn canceled(reason: &str, created: bool) -> Heard {
+        Heard::Canceled { id: if created { -1 } else { 7 }, created, compacted: 0, reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn a_cancellation_needs_a_request_or_a_reason() {
+        let shared = Shared::new(Kind::Tally);
+        for (reason, created) in [("", false), ("why not", false), ("mvcc: watcher range is empty", true)] {
+            assert!(watching(&shared, Temper::Fresh).take(canceled(reason, created)).is_err(), "{reason}");
+        }
+        let mut broken = watching(&shared, Temper::Fresh);
+        assert!(!broken.take(canceled("etcdserver: no leader", false)).unwrap(), "goes on elsewhere");
+        let mut left = watching(&shared, Temper::Fresh);
+        assert!(left.leave(|_, _| true).is_some());
+        assert!(left.take(canceled("", false)).unwrap());
+        assert_eq!((left.watch.cancelled, left.watchers.len(), left.watch.segments.len()), (1, 0, 1));
+    }
 }

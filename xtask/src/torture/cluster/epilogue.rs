@@ -90,7 +90,8 @@ fn watch(kind: Kind, slot: usize, address: SocketAddr, compacted: i64, last: i64
     });
     let mut segments: Vec<Segment> = segments.collect();
     let failed = |why: String| Error::Check(format!("watching n{slot} after the compaction: {why}"));
-    let mut stream = Stream::connect(address, &requests, false, open).map_err(|error| failed(error.to_string()))?;
+    let mut stream =
+        Stream::connect(kind, address, &requests, false, open).map_err(|error| failed(error.to_string()))?;
     let (begun, mut arrived, mut asked) = (Instant::now(), Instant::now(), Instant::now());
     loop {
         let lines = stream.read(Duration::from_millis(50)).map_err(|error| failed(error.to_string()))?;

@@ -9,13 +9,16 @@ use serde_json::Value;
 use super::api::{self, number};
 use crate::http::Parser;
 use crate::linear::watches::{Event, Interest, Spec, fingerprint};
+use crate::node::Kind;
 
 /// How long a connection, and sending a request, may take.
 const LIMIT: Duration = Duration::from_secs(2);
 /// What is read at once, in bytes.
 const READ_BYTES: usize = 64 * 1024;
-/// The longest line, in bytes: larger than any message that a server may send.
+/// The longest line, in bytes: larger than any message that a server may send. A real etcd sends all that a watcher lacks
+/// as one message, however much that is.
 const LINE_BYTES_MAX: usize = 256 << 20;
+const LINE_BYTES_MAX_ETCD: usize = 1 << 30;
 
 /// What a stream said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,13 +56,20 @@ pub(crate) struct Stream {
     /// The beginning of a line.
     partial: Vec<u8>,
     arrived: Vec<u8>,
+    line_bytes_max: usize,
     /// Whether further requests may be sent.
     pub(crate) open: bool,
 }
 
 impl Stream {
     /// Connects and sends the first requests; `open` says whether more may follow.
-    pub(crate) fn connect(address: SocketAddr, first: &[String], leader: bool, open: bool) -> io::Result<Stream> {
+    pub(crate) fn connect(
+        kind: Kind,
+        address: SocketAddr,
+        first: &[String],
+        leader: bool,
+        open: bool,
+    ) -> io::Result<Stream> {
         let mut socket = TcpStream::connect_timeout(&address, LIMIT)?;
         socket.set_nodelay(true)?;
         socket.set_write_timeout(Some(LIMIT))?;
@@ -76,7 +86,8 @@ impl Stream {
         }
         socket.write_all(&request)?;
         let (parser, partial, arrived) = (Parser::new(), Vec::new(), vec![0; READ_BYTES]);
-        Ok(Stream { socket, parser, partial, arrived, open })
+        let line_bytes_max = if kind == Kind::Etcd { LINE_BYTES_MAX_ETCD } else { LINE_BYTES_MAX };
+        Ok(Stream { socket, parser, partial, arrived, line_bytes_max, open })
     }
 
     /// Sends one more request.
@@ -112,7 +123,7 @@ impl Stream {
             lines.push(line(&self.partial)?);
             self.partial.clear();
         }
-        if self.partial.len() > LINE_BYTES_MAX {
+        if self.partial.len() > self.line_bytes_max {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a line does not end"));
         }
         if ended && lines.is_empty() {

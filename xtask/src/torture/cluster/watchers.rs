@@ -225,7 +225,7 @@ impl Watching<'_> {
         if !open {
             requests.push(stream::PROGRESS.to_owned());
         }
-        let connected = Stream::connect(self.addresses[self.node], &requests, leader, open);
+        let connected = Stream::connect(self.shared.kind, self.addresses[self.node], &requests, leader, open);
         let mut done = false;
         match connected {
             Ok(mut stream) => {

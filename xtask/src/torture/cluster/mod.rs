@@ -7,6 +7,7 @@ mod audit;
 mod clients;
 mod crew;
 mod disk;
+mod ending;
 mod epilogue;
 mod fleet;
 mod lessees;
@@ -245,7 +246,6 @@ fn report(Outcome { recorded, audited }: &Outcome, seen: &Seen) {
         watched.progress,
         watched.fragments
     );
-}
     println!(
         "  {} watchers followed to the end; {} of {} streams reached the cap of {} events",
         watched.complete,
@@ -253,6 +253,7 @@ fn report(Outcome { recorded, audited }: &Outcome, seen: &Seen) {
         recorded.watches.len(),
         watchers::EVENTS_MAX
     );
+}
 
 #[cfg(test)]
 mod tests {

@@ -59,6 +59,8 @@ pub(crate) struct Stream {
     line_bytes_max: usize,
     /// Whether further requests may be sent.
     pub(crate) open: bool,
+    /// How long reads have waited in vain since the last byte.
+    pub(crate) silent: Duration,
 }
 
 impl Stream {
@@ -87,7 +89,7 @@ impl Stream {
         socket.write_all(&request)?;
         let (parser, partial, arrived) = (Parser::new(), Vec::new(), vec![0; READ_BYTES]);
         let line_bytes_max = if kind == Kind::Etcd { LINE_BYTES_MAX_ETCD } else { LINE_BYTES_MAX };
-        Ok(Stream { socket, parser, partial, arrived, line_bytes_max, open })
+        Ok(Stream { socket, parser, partial, arrived, line_bytes_max, open, silent: Duration::ZERO })
     }
 
     /// Sends one more request.
@@ -102,6 +104,7 @@ impl Stream {
         self.socket.set_read_timeout(Some(wait))?;
         let count = match self.socket.read(&mut self.arrived) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                self.silent += wait;
                 return Ok(Vec::new());
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Vec::new()),
@@ -110,6 +113,7 @@ impl Stream {
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.silent = Duration::ZERO;
         let ended = self.parser.feed(&self.arrived[..count])?;
         let mut lines = Vec::new();
         for piece in std::mem::take(self.parser.partial_body()).split_inclusive(|byte| *byte == b'\n') {
@@ -238,9 +242,33 @@ fn one(event: &Value, arrived_ms: u32) -> Result<Event, String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
     use serde_json::{Value, json};
 
-    use super::{Heard, Interest, Spec, api, create, heard};
+    use super::{Heard, Interest, Spec, Stream, api, create, heard};
+    use crate::node::Kind;
+
+    #[test]
+    fn every_byte_ends_a_silence() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut stream = Stream::connect(Kind::Tally, address, &[], false, true).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let wait = Duration::from_millis(20);
+        for waited in 1..=3 {
+            assert_eq!(stream.read(wait).unwrap(), Vec::<Value>::new());
+            assert_eq!(stream.silent, wait * waited);
+        }
+        // The beginning of an answer, without a line.
+        server.write_all(b"HTTP/1.1 200 OK\r\n").unwrap();
+        while stream.silent >= wait * 3 {
+            assert_eq!(stream.read(wait * 50).unwrap(), Vec::<Value>::new());
+        }
+        assert_eq!(stream.silent, Duration::ZERO);
+    }
 
     #[test]
     fn requests_say_what_is_watched() {

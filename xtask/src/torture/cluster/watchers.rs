@@ -3,7 +3,7 @@
 //!
 //! | temper | watches | does |
 //! |---|---|---|
-//! | steady | everything | reads all the time, goes on after a break |
+//! | steady | everything | reads all the time, asks nothing, goes on after a break |
 //! | slow | everything, with what was replaced | reads in bursts, so that the server has to wait for it |
 //! | restless | keys and groups of keys | breaks off by itself and goes on, often on another node |
 //! | fresh | keys and groups of keys | makes, cancels and asks for progress all the time, then forgets all and begins anew |
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::api::KEYS;
 use super::clients::Shared;
+use super::ending::{self, PATIENCE, Standing, Verdict};
 use super::stream::{self, Heard, Stream};
 use crate::error::{Error, Result};
 use crate::linear::watches::{End, Interest, Message, Response, Segment, Spec};
@@ -31,10 +32,6 @@ pub(crate) const PER_STREAM: usize = 50;
 pub(crate) const EVENTS_MAX: u64 = 6_000_000;
 /// How long one read waits.
 const WAIT: Duration = Duration::from_millis(100);
-/// How long a stream may take, once the store stands still, until all its watchers have been told everything.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long nothing may arrive before a stream that cannot ask has been told everything.
-const QUIET: Duration = Duration::from_secs(3);
 /// Why a store may cancel a watcher that nobody asked it to cancel: it serves no watches at the moment. Nothing is compacted
 /// while the streams live, and none of their requests is one that may be refused.
 const REASONS: [&str; 3] = ["no leader", "server stopped", "not supported for learner"];
@@ -63,6 +60,8 @@ struct Watcher {
     id: Option<i64>,
     /// What it was told on this connection, once it was created.
     segment: Option<Segment>,
+    /// Whether it was ever created.
+    created: bool,
     leaving: bool,
 }
 
@@ -75,10 +74,10 @@ pub(crate) struct Watch {
     pub(crate) cancelled: u64,
     /// Answers to questions for progress, each for all watchers of a stream.
     pub(crate) answers: u64,
-}
-
     /// Whether it stopped watching because of the cap on events.
     pub(crate) capped: bool,
+}
+
 /// One stream.
 struct Watching<'run> {
     shared: &'run Shared,
@@ -130,8 +129,9 @@ impl Watching<'_> {
             let last = self.last();
             if last > 0 {
                 let since = *over.get_or_insert_with(Instant::now);
-                // Whoever has been told everything is done, and what was to come later never will.
-                self.watchers.retain(|watcher| (1..=last).contains(&watcher.next));
+                // Whoever has been told everything is done, and what was to come later never will; but all must have been
+                // created once.
+                self.watchers.retain(|watcher| watcher.next <= last || !watcher.created);
                 if self.watchers.is_empty() {
                     return Ok(());
                 }
@@ -159,6 +159,11 @@ impl Watching<'_> {
         self.shared.last.load(Ordering::Acquire)
     }
 
+    /// Whether its watchers are told of every revision there is.
+    fn follows_everything(&self) -> bool {
+        matches!(self.temper, Temper::Steady | Temper::Slow)
+    }
+
     /// New watchers in the place of all that there were.
     fn begin(&mut self) {
         self.watchers.clear();
@@ -171,7 +176,7 @@ impl Watching<'_> {
     }
 
     fn add(&mut self) {
-        let all = matches!(self.temper, Temper::Steady | Temper::Slow);
+        let all = self.follows_everything();
         let interest = if all { Interest::All } else { self.interest() };
         let (puts, deletions) = match self.rng.below(8) {
             0 if !all => (false, true),
@@ -180,6 +185,8 @@ impl Watching<'_> {
         };
         let mut chance = |of: u64| self.rng.below(of) == 0;
         let (previous, notified, fragments) = (self.temper == Temper::Slow || chance(2), chance(3), chance(3));
+        // A notice would wake whom the store forgot.
+        let notified = notified && self.temper != Temper::Steady;
         let next = match self.rng.below(8) {
             0..2 if self.newest > 0 => (self.newest - self.rng.below(1500) as i64).max(1),
             2 if self.newest > 0 && !all => self.newest + 1 + self.rng.below(400) as i64,
@@ -187,7 +194,9 @@ impl Watching<'_> {
         };
         self.labels += 1;
         let spec = Spec { interest, puts, deletions, previous, notified, fragments };
-        self.watchers.push(Watcher { label: self.labels, spec, next, id: None, segment: None, leaving: false });
+        let watcher =
+            Watcher { label: self.labels, spec, next, id: None, segment: None, created: false, leaving: false };
+        self.watchers.push(watcher);
         self.watch.watchers += 1;
     }
 
@@ -268,25 +277,28 @@ impl Watching<'_> {
             Temper::Restless => 1_000 + self.rng.below(6_000),
             Temper::Fresh => 3_000 + self.rng.below(9_000),
         });
-        let (mut arrived, mut asked) = (begun, begun);
-        let mut ending = None;
+        let mut asked = begun;
+        let (mut ending, mut answered) = (None, false);
         while !self.shared.has_failed() {
             let last = self.last();
             let request = if last > 0 {
-                let since = *ending.get_or_insert_with(Instant::now);
-                let quiet = !stream.open && arrived.max(since).elapsed() > QUIET;
-                if self.all_told(last) || (quiet && self.shared.kind == Kind::Etcd) {
-                    return Ok(true);
+                let since = *ending.get_or_insert_with(|| {
+                    stream.silent = Duration::ZERO;
+                    Instant::now()
+                });
+                match self.standing(stream, last, since.elapsed(), answered).verdict() {
+                    Verdict::Told => return Ok(true),
+                    Verdict::Elsewhere => return Ok(false),
+                    Verdict::Ask => self.last_wish(last, &mut asked),
+                    Verdict::Listen => None,
+                    Verdict::Probe => {
+                        answered = ending::probe(self.shared.kind, self.addresses[self.node], stream);
+                        None
+                    }
+                    Verdict::Forgotten => return Err(self.wrong(&self.lacking("silent, yet not told", last))),
+                    Verdict::Late => return Err(self.wrong(&self.lacking("not told", last))),
                 }
-                // Only a connection that can ask tells for certain that nothing more comes.
-                if !stream.open && self.shared.kind == Kind::Tally {
-                    return Ok(false);
-                }
-                if since.elapsed() > PATIENCE {
-                    return Err(self.wrong(&format!("not told everything up to revision {last} in {PATIENCE:?}")));
-                }
-                self.last_wish(last, &mut asked)
-            } else if begun.elapsed() > span {
+            } else if begun.elapsed() > span && !(self.follows_everything() && self.shared.ending()) {
                 return Ok(false);
             } else {
                 self.whim(own_ids, &mut asked)
@@ -307,9 +319,8 @@ impl Watching<'_> {
                     return Ok(false);
                 }
             };
-            if !lines.is_empty() {
-                arrived = Instant::now();
-            }
+            // Once something arrives, what the node answered before that counts no more.
+            answered &= !stream.silent.is_zero();
             for line in lines {
                 let heard = stream::heard(&line, self.shared.now()).map_err(|why| self.wrong(&why))?;
                 if !self.take(heard)? {
@@ -327,12 +338,35 @@ impl Watching<'_> {
         Ok(false)
     }
 
-    fn all_told(&self, last: i64) -> bool {
-        self.watchers.iter().all(|watcher| watcher.next > last && watcher.segment.is_some())
+    fn standing(&self, stream: &Stream, last: i64, waited: Duration, answered: bool) -> Standing {
+        Standing {
+            kind: self.shared.kind,
+            open: stream.open,
+            everything: self.follows_everything(),
+            created: self.watchers.iter().all(|watcher| watcher.segment.is_some()),
+            told: self.watchers.iter().all(|watcher| watcher.next > last),
+            silent: stream.silent,
+            waited,
+            answered,
+        }
+    }
+
+    /// What is missing, for people.
+    fn lacking(&self, how: &str, last: i64) -> String {
+        let lacks = |watcher: &&Watcher| watcher.next <= last || watcher.segment.is_none();
+        let some = self.watchers.iter().filter(lacks).take(5).map(|watcher| {
+            let id = watcher.id.map_or_else(|| "not created".to_owned(), |id| format!("id {id}"));
+            format!("watcher {} ({id}) from revision {} on", watcher.label, watcher.next)
+        });
+        format!("{how} everything up to revision {last}: {}", some.collect::<Vec<_>>().join(", "))
     }
 
     /// What a stream asks for when it feels like it.
     fn whim(&mut self, own_ids: bool, asked: &mut Instant) -> Option<String> {
+        // A question could wake whom the store forgot, and hide that it did.
+        if self.temper == Temper::Steady || (self.follows_everything() && self.shared.ending()) {
+            return None;
+        }
         if asked.elapsed() < WHIM_EVERY {
             return None;
         }
@@ -384,6 +418,7 @@ impl Watching<'_> {
                 let (spec, start, events, responses) = (watcher.spec, watcher.next, Vec::new(), Vec::new());
                 let end = End::Broken;
                 watcher.segment = Some(Segment { spec, who, start, created: revision, events, responses, end });
+                watcher.created = true;
                 (watcher.id, watcher.next) = (Some(id), if start == 0 { revision + 1 } else { start });
                 self.newest = self.newest.max(revision);
             }
@@ -507,5 +542,20 @@ mod tests {
         assert!(left.leave(|_, _| true).is_some());
         assert!(left.take(canceled("", false)).unwrap());
         assert_eq!((left.watch.cancelled, left.watchers.len(), left.watch.segments.len()), (1, 0, 1));
+    }
+
+    #[test]
+    fn who_follows_everything_does_not_wake_the_store() {
+        let shared = Shared::new(Kind::Tally);
+        let Some(mut long_ago) = Instant::now().checked_sub(WHIM_EVERY * 2) else { return };
+        let mut steady = watching(&shared, Temper::Steady);
+        assert_eq!(steady.whim(false, &mut long_ago), None);
+        (0..20).for_each(|_| steady.add());
+        assert!(steady.watchers.iter().all(|watcher| !watcher.spec.notified));
+        let mut asked = long_ago;
+        assert!(watching(&shared, Temper::Slow).whim(false, &mut asked).is_some());
+        shared.stop.store(true, Ordering::Relaxed);
+        assert_eq!(watching(&shared, Temper::Slow).whim(false, &mut long_ago), None);
+        assert!(watching(&shared, Temper::Restless).whim(false, &mut long_ago).is_some());
     }
 }

@@ -70,6 +70,7 @@ impl Standing {
         match kind {
             _ if told && created => Verdict::Told,
             Kind::Etcd if !everything && created && silent >= SILENCE_ETCD => Verdict::Told,
+            Kind::Etcd if !created && silent >= SILENCE_ETCD => Verdict::Elsewhere,
             Kind::Tally if everything && silent >= SILENCE && answered => Verdict::Forgotten,
             _ if late >= PATIENCE => Verdict::Late,
             Kind::Tally if everything && silent >= SILENCE => Verdict::Probe,
@@ -137,8 +138,9 @@ mod tests {
         let silent = Standing { silent: SILENCE_ETCD, ..deaf };
         assert_eq!(silent.verdict(), Verdict::Told);
         assert_eq!(Standing { everything: true, ..silent }.verdict(), Verdict::Listen);
-        assert_eq!(Standing { created: false, ..silent }.verdict(), Verdict::Listen);
-        assert_eq!(Standing { created: false, told: true, ..silent }.verdict(), Verdict::Listen);
+        assert_eq!(Standing { created: false, ..silent }.verdict(), Verdict::Elsewhere);
+        assert_eq!(Standing { created: false, told: true, ..silent }.verdict(), Verdict::Elsewhere);
+        assert_eq!(Standing { created: false, told: true, ..deaf }.verdict(), Verdict::Listen);
         // As long as something comes it may go on.
         assert_eq!(Standing { waited: PATIENCE, ..deaf }.verdict(), Verdict::Listen);
         assert_eq!(Standing { everything: true, silent: PATIENCE, ..deaf }.verdict(), Verdict::Late);

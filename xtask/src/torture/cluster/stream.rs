@@ -20,6 +20,11 @@ const READ_BYTES: usize = 64 * 1024;
 const LINE_BYTES_MAX: usize = 256 << 20;
 const LINE_BYTES_MAX_ETCD: usize = 1 << 30;
 
+/// What precedes the requests to a real etcd, in spaces. As soon as its gateway has something to answer, the HTTP server of Go
+/// throws away what it has not read of the request, and with it the watchers at its end. The gateway reads by a buffer that
+/// doubles until the first request is whole, and fills it: behind so many spaces there are another 32,000 bytes in it.
+const PADDING_ETCD: usize = 33_000;
+
 /// What a stream said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Heard {
@@ -82,7 +87,10 @@ impl Stream {
             request.extend_from_slice(b"Grpc-Metadata-hasleader: true\r\n");
         }
         request.extend_from_slice(b"\r\n");
-        first.iter().for_each(|body| chunk(&mut request, body));
+        match kind {
+            Kind::Etcd => chunk(&mut request, &format!("{}{}", " ".repeat(PADDING_ETCD), first.concat())),
+            Kind::Tally => first.iter().for_each(|body| chunk(&mut request, body)),
+        }
         if !open {
             chunk(&mut request, "");
         }

@@ -136,7 +136,8 @@ impl Watching<'_> {
                     return Ok(());
                 }
                 if since.elapsed() > PATIENCE {
-                    return Err(self.wrong(&format!("no connection for {PATIENCE:?} after everything was healed")));
+                    let how = format!("no connection in {PATIENCE:?} after everything was healed that told");
+                    return Err(self.wrong(&self.lacking(&how, last)));
                 }
             } else if self.shared.events.load(Ordering::Relaxed) > EVENTS_MAX && !self.shared.ending() {
                 self.watch.capped = true;

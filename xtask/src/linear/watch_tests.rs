@@ -210,12 +210,18 @@ fn a_split_revision_is_caught_unless_it_came_in_fragments() {
     segment.responses.insert(message, first);
     assert!(matches!(check(&segment).unwrap_err(), Untrue::Split { revision: 15, .. }));
     segment.responses[message].message = Message::Fragment;
+    assert!(matches!(check(&segment).unwrap_err(), Untrue::Unasked { revision: 15, .. }));
+    segment.spec.fragments = true;
     assert_eq!(check(&segment).unwrap().fragments, 1);
     // A connection that breaks between two fragments.
     segment.responses.truncate(message + 1);
     segment.events.truncate(at + 1);
     segment.end = End::Broken;
     check(&segment).unwrap();
+    // One that did not break owes the rest, and all that came after.
+    segment.end = End::Complete;
+    let found = check(&segment).unwrap_err();
+    assert!(matches!(found, Untrue::Lost { revision: 15, .. }), "{found}");
 }
 
 #[test]
@@ -244,6 +250,33 @@ fn progress_told_too_soon_is_caught() {
     let mut segment = told(&past, &history, ALL, 50, 40);
     push(&mut segment, Message::Progress, 40);
     assert!(matches!(check(&segment).unwrap_err(), Untrue::Header { revision: 40, .. }));
+}
+
+#[test]
+fn notices_are_for_those_who_want_them() {
+    let mut segment = whole();
+    push(&mut segment, Message::Notice, 40);
+    let found = check(&segment).unwrap_err();
+    assert!(matches!(found, Untrue::Unasked { revision: 40, .. }), "{found}");
+    segment.spec.notified = true;
+    assert_eq!(check(&segment).unwrap().progress, 5);
+    // They promise as much as an answer to a question.
+    let last = segment.events.len() - 1;
+    segment.end = End::Broken;
+    remove(&mut segment, last);
+    assert!(matches!(check(&segment).unwrap_err(), Untrue::Lost { revision: 40, .. }));
+}
+
+#[test]
+fn revisions_that_the_store_never_had_are_caught() {
+    for message in [Message::Progress, Message::Events] {
+        let mut segment = whole();
+        push(&mut segment, message, 41);
+        let found = check(&segment).unwrap_err();
+        assert!(matches!(found, Untrue::Header { revision: 41, .. }), "{found}");
+    }
+    let segment = Segment { created: 41, ..whole() };
+    assert!(matches!(check(&segment).unwrap_err(), Untrue::Header { revision: 41, .. }));
 }
 
 #[test]

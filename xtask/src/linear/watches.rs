@@ -59,8 +59,10 @@ pub(crate) enum Message {
     Events,
     /// Events, and more of the last one's revision follow.
     Fragment,
-    /// No events: everything up to the revision was told.
+    /// No events: everything up to the revision was told, to all watchers of the stream, who had asked.
     Progress,
+    /// The same to one watcher, unasked.
+    Notice,
 }
 
 /// A message as it arrived.
@@ -126,6 +128,9 @@ pub(crate) enum Untrue {
     /// A message from before the watcher's start or older than its events.
     #[error("{who}: a message of revision {revision} {why}")]
     Header { who: String, revision: i64, why: String },
+    /// A kind of message that only those get who want it.
+    #[error("{who}: a message of revision {revision} {what}, which it had not asked for")]
+    Unasked { who: String, revision: i64, what: &'static str },
     /// An event with another record than the past.
     #[error("{who}: key {key} at revision {revision} came with {what} than {expected}")]
     Contents { who: String, key: Key, revision: i64, what: &'static str, expected: String },
@@ -199,8 +204,14 @@ impl<'run> Told<'run> {
     /// Checks one segment.
     pub(crate) fn check(&self, segment: &Segment, watched: &mut Watched) -> Result<(), Untrue> {
         let start = if segment.start == 0 { segment.created + 1 } else { segment.start };
-        let reached = messages(segment, start)?;
         let last = self.past.last;
+        // The past was read when nothing changed any more, so nobody can have been told of more.
+        let after = segment.responses.iter().map(|response| i64::from(response.revision)).find(|told| *told > last);
+        if let Some(revision) = after.or((segment.created > last).then_some(segment.created)) {
+            let why = format!("though the store's last is {last}");
+            return Err(Untrue::Header { who: segment.who.clone(), revision, why });
+        }
+        let reached = messages(segment, start)?;
         let to = match segment.end {
             End::Complete => last.max(reached),
             End::Broken => reached,
@@ -215,7 +226,7 @@ impl<'run> Told<'run> {
         watched.events += segment.events.len() as u64;
         watched.complete += u64::from(segment.end == End::Complete);
         let many = |wanted| segment.responses.iter().filter(|response| response.message == wanted).count() as u64;
-        watched.progress += many(Message::Progress);
+        watched.progress += many(Message::Progress) + many(Message::Notice);
         watched.fragments += many(Message::Fragment);
         watched.several += segment.events.windows(2).filter(|pair| pair[0].revision == pair[1].revision).count() as u64;
         Ok(())
@@ -255,9 +266,10 @@ impl<'run> Told<'run> {
 
     /// The events are those that were due, with the right contents.
     fn compare(&self, segment: &Segment, from: i64, to: i64, watched: &mut Watched) -> Result<(), Untrue> {
-        // Of a revision that broke off only the beginning was told.
-        let broken = segment.responses.last().filter(|response| response.message == Message::Fragment);
-        let partial = broken.and_then(|_| segment.events.last()).map(|event| i64::from(event.revision));
+        // Of a revision that broke off only the beginning was told. Nothing else is forgiven for a fragment at the end.
+        let last = segment.responses.last().filter(|response| response.message == Message::Fragment);
+        let partial = last.filter(|_| segment.end == End::Broken);
+        let partial = partial.and_then(|_| segment.events.last()).map(|event| i64::from(event.revision));
         let due = self.due(&segment.spec, from, partial.map_or(to, |partial| partial.max(to)));
         let mut due = due.iter();
         let who = || segment.who.clone();
@@ -346,16 +358,19 @@ fn messages(segment: &Segment, start: i64) -> Result<i64, Untrue> {
         if told < newest && newest >= start {
             return header(told, format!("came with or after an event of revision {newest}"));
         }
+        let unasked = |what| Err(Untrue::Unasked { who: who(), revision: told, what });
         match response.message {
+            Message::Fragment if !segment.spec.fragments => return unasked("was a fragment"),
+            Message::Notice if !segment.spec.notified => return unasked("told of its progress alone"),
             Message::Fragment => reached = reached.max(newest - 1),
             Message::Events => (reached, open) = (reached.max(newest), None),
-            Message::Progress if told < start - 1 => {
+            Message::Progress | Message::Notice if told < start - 1 => {
                 return header(told, format!("told of progress before the start at {start}"));
             }
-            Message::Progress if told < progress => {
+            Message::Progress | Message::Notice if told < progress => {
                 return header(told, format!("told of progress after one of {progress}"));
             }
-            Message::Progress => (reached, progress) = (reached.max(told), told),
+            Message::Progress | Message::Notice => (reached, progress) = (reached.max(told), told),
         }
     }
     Ok(reached)

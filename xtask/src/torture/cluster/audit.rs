@@ -13,6 +13,7 @@ use super::crew::Recorded;
 use super::fleet::Fleet;
 use super::observer::{self, Seen};
 use super::rpc::Rpc;
+use super::watchers::{EVENTS_MAX, Watch};
 use super::{epilogue, lessees};
 use crate::error::{Error, Result};
 use crate::linear::leases::{self, Ask, LeaseOp, Leased, Rules};
@@ -75,6 +76,8 @@ pub(crate) fn run(fleet: &mut Fleet, seen: &Mutex<Seen>, recorded: &Recorded) ->
     for segment in recorded.watches.iter().flat_map(|watch| &watch.segments) {
         told.check(segment, &mut watched).map_err(check)?;
     }
+    // The watchers of the epilogue count as followed to the end, too, and show nothing of the run.
+    followed(&recorded.watches, watched.complete).map_err(Error::Check)?;
     same_hash(fleet, revision)?;
     if fleet.kind == Kind::Tally {
         let nodes: Vec<_> = fleet.members().into_iter().map(|slot| (slot, fleet.client(slot))).collect();
@@ -94,6 +97,15 @@ pub(crate) fn run(fleet: &mut Fleet, seen: &Mutex<Seen>, recorded: &Recorded) ->
     }
     let (unanswered, compared) = (explained.unanswered as u64, explained.compared as u64);
     Ok(Audited { searched, revision, unanswered, compared, applied, leased, watched })
+}
+
+/// Some watcher must have been there to the end.
+fn followed(watches: &[Watch], complete: u64) -> std::result::Result<(), String> {
+    if watches.is_empty() || complete > 0 {
+        return Ok(());
+    }
+    let (all, capped) = (watches.len(), watches.iter().filter(|watch| watch.capped).count());
+    Err(format!("no watcher was followed to the end; {capped} of {all} streams reached the cap of {EVENTS_MAX} events"))
 }
 
 fn check(found: impl std::error::Error) -> Error {
@@ -324,4 +336,18 @@ fn same_hash(fleet: &Fleet, revision: i64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Watch, followed};
+
+    #[test]
+    fn a_run_that_followed_no_watcher_to_the_end_shows_nothing() {
+        let watches = [Watch { capped: true, ..Watch::default() }, Watch::default()];
+        assert_eq!(followed(&[], 0), Ok(()));
+        assert_eq!(followed(&watches, 1), Ok(()));
+        let found = followed(&watches, 0).err().unwrap_or_default();
+        assert!(found.contains("1 of 2 streams reached the cap"), "{found}");
+    }
 }

@@ -17,8 +17,6 @@ use crate::node::Kind;
 const LIMIT: Duration = Duration::from_secs(20);
 /// How many revisions are kept, at most.
 const KEPT: i64 = 2_000;
-/// How long nothing may arrive until watchers of a server that cannot be asked have been told everything.
-const QUIET: Duration = Duration::from_secs(2);
 
 /// Compacts and watches.
 pub(crate) fn run(fleet: &Fleet, told: &Told<'_>, last: i64, watched: &mut Watched) -> Result<()> {
@@ -90,24 +88,24 @@ fn watch(kind: Kind, slot: usize, address: SocketAddr, compacted: i64, last: i64
     });
     let mut segments: Vec<Segment> = segments.collect();
     let failed = |why: String| Error::Check(format!("watching n{slot} after the compaction: {why}"));
-    let mut stream = Stream::connect(address, &requests, false, open).map_err(|error| failed(error.to_string()))?;
-    let (begun, mut arrived, mut asked) = (Instant::now(), Instant::now(), Instant::now());
+    let mut stream =
+        Stream::connect(kind, address, &requests, false, open).map_err(|error| failed(error.to_string()))?;
+    let (begun, mut asked) = (Instant::now(), Instant::now());
     loop {
         let lines = stream.read(Duration::from_millis(50)).map_err(|error| failed(error.to_string()))?;
-        if !lines.is_empty() {
-            arrived = Instant::now();
-        }
         for line in lines {
             take(&mut segments, stream::heard(&line, 0).map_err(failed)?).map_err(failed)?;
         }
         let done = segments.iter().all(|segment| match segment.end {
             End::Compacted(_) => true,
-            End::Broken | End::Complete => reached(segment) >= last,
+            End::Broken | End::Complete => segment.created > 0 && reached(segment) >= last,
         });
-        if done || (!open && arrived.elapsed() > QUIET) {
+        // All of them follow everything, so the last revision is the end of it and no silence has to stand for it.
+        if done {
             break;
         }
-        if begun.elapsed() > LIMIT {
+        // Who cannot ask is sent nothing but what is missing, so that as long as something comes it goes on.
+        if (if open { begun.elapsed() } else { stream.silent }) > LIMIT {
             return Err(failed(format!("not told everything up to revision {last} in {LIMIT:?}")));
         }
         if open && asked.elapsed() > Duration::from_millis(300) {
@@ -140,7 +138,9 @@ fn take(segments: &mut [Segment], heard: Heard) -> std::result::Result<(), Strin
         Heard::Events { id, revision, fragment, events } => {
             (id, revision, if fragment { Message::Fragment } else { Message::Events }, events)
         }
-        Heard::Progress { id, revision } => (id, revision, Message::Progress, Vec::new()),
+        Heard::Progress { id, revision } => {
+            (id, revision, if id == -1 { Message::Progress } else { Message::Notice }, Vec::new())
+        }
         Heard::Canceled { id, compacted, .. } if compacted > 0 => {
             let segment = usize::try_from(id - 1).ok().and_then(|index| segments.get_mut(index));
             segment.ok_or(shown)?.end = End::Compacted(compacted);

@@ -7,6 +7,7 @@ mod audit;
 mod clients;
 mod crew;
 mod disk;
+mod ending;
 mod epilogue;
 mod fleet;
 mod lessees;
@@ -244,6 +245,13 @@ fn report(Outcome { recorded, audited }: &Outcome, seen: &Seen) {
         watched.previous,
         watched.progress,
         watched.fragments
+    );
+    println!(
+        "  {} watchers followed to the end; {} of {} streams reached the cap of {} events",
+        watched.complete,
+        recorded.watches.iter().filter(|watch| watch.capped).count(),
+        recorded.watches.len(),
+        watchers::EVENTS_MAX
     );
 }
 

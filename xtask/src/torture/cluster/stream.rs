@@ -9,13 +9,21 @@ use serde_json::Value;
 use super::api::{self, number};
 use crate::http::Parser;
 use crate::linear::watches::{Event, Interest, Spec, fingerprint};
+use crate::node::Kind;
 
 /// How long a connection, and sending a request, may take.
 const LIMIT: Duration = Duration::from_secs(2);
 /// What is read at once, in bytes.
 const READ_BYTES: usize = 64 * 1024;
-/// The longest line, in bytes: larger than any message that a server may send.
+/// The longest line, in bytes: larger than any message that a server may send. A real etcd sends all that a watcher lacks
+/// as one message, however much that is.
 const LINE_BYTES_MAX: usize = 256 << 20;
+const LINE_BYTES_MAX_ETCD: usize = 1 << 30;
+
+/// What precedes the requests to a real etcd, in spaces. As soon as its gateway has something to answer, the HTTP server of Go
+/// throws away what it has not read of the request, and with it the watchers at its end. The gateway reads by a buffer that
+/// doubles until the first request is whole, and fills it: behind so many spaces there are another 32,000 bytes in it.
+const PADDING_ETCD: usize = 33_000;
 
 /// What a stream said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,13 +61,22 @@ pub(crate) struct Stream {
     /// The beginning of a line.
     partial: Vec<u8>,
     arrived: Vec<u8>,
+    line_bytes_max: usize,
     /// Whether further requests may be sent.
     pub(crate) open: bool,
+    /// How long reads have waited in vain since the last byte.
+    pub(crate) silent: Duration,
 }
 
 impl Stream {
     /// Connects and sends the first requests; `open` says whether more may follow.
-    pub(crate) fn connect(address: SocketAddr, first: &[String], leader: bool, open: bool) -> io::Result<Stream> {
+    pub(crate) fn connect(
+        kind: Kind,
+        address: SocketAddr,
+        first: &[String],
+        leader: bool,
+        open: bool,
+    ) -> io::Result<Stream> {
         let mut socket = TcpStream::connect_timeout(&address, LIMIT)?;
         socket.set_nodelay(true)?;
         socket.set_write_timeout(Some(LIMIT))?;
@@ -70,13 +87,17 @@ impl Stream {
             request.extend_from_slice(b"Grpc-Metadata-hasleader: true\r\n");
         }
         request.extend_from_slice(b"\r\n");
-        first.iter().for_each(|body| chunk(&mut request, body));
+        match kind {
+            Kind::Etcd => chunk(&mut request, &format!("{}{}", " ".repeat(PADDING_ETCD), first.concat())),
+            Kind::Tally => first.iter().for_each(|body| chunk(&mut request, body)),
+        }
         if !open {
             chunk(&mut request, "");
         }
         socket.write_all(&request)?;
         let (parser, partial, arrived) = (Parser::new(), Vec::new(), vec![0; READ_BYTES]);
-        Ok(Stream { socket, parser, partial, arrived, open })
+        let line_bytes_max = if kind == Kind::Etcd { LINE_BYTES_MAX_ETCD } else { LINE_BYTES_MAX };
+        Ok(Stream { socket, parser, partial, arrived, line_bytes_max, open, silent: Duration::ZERO })
     }
 
     /// Sends one more request.
@@ -91,6 +112,7 @@ impl Stream {
         self.socket.set_read_timeout(Some(wait))?;
         let count = match self.socket.read(&mut self.arrived) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                self.silent += wait;
                 return Ok(Vec::new());
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Vec::new()),
@@ -99,6 +121,7 @@ impl Stream {
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.silent = Duration::ZERO;
         let ended = self.parser.feed(&self.arrived[..count])?;
         let mut lines = Vec::new();
         for piece in std::mem::take(self.parser.partial_body()).split_inclusive(|byte| *byte == b'\n') {
@@ -112,7 +135,7 @@ impl Stream {
             lines.push(line(&self.partial)?);
             self.partial.clear();
         }
-        if self.partial.len() > LINE_BYTES_MAX {
+        if self.partial.len() > self.line_bytes_max {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a line does not end"));
         }
         if ended && lines.is_empty() {
@@ -227,9 +250,33 @@ fn one(event: &Value, arrived_ms: u32) -> Result<Event, String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
     use serde_json::{Value, json};
 
-    use super::{Heard, Interest, Spec, api, create, heard};
+    use super::{Heard, Interest, Spec, Stream, api, create, heard};
+    use crate::node::Kind;
+
+    #[test]
+    fn every_byte_ends_a_silence() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut stream = Stream::connect(Kind::Tally, address, &[], false, true).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let wait = Duration::from_millis(20);
+        for waited in 1..=3 {
+            assert_eq!(stream.read(wait).unwrap(), Vec::<Value>::new());
+            assert_eq!(stream.silent, wait * waited);
+        }
+        // The beginning of an answer, without a line.
+        server.write_all(b"HTTP/1.1 200 OK\r\n").unwrap();
+        while stream.silent >= wait * 3 {
+            assert_eq!(stream.read(wait * 50).unwrap(), Vec::<Value>::new());
+        }
+        assert_eq!(stream.silent, Duration::ZERO);
+    }
 
     #[test]
     fn requests_say_what_is_watched() {

@@ -3,7 +3,7 @@
 //!
 //! | temper | watches | does |
 //! |---|---|---|
-//! | steady | everything | reads all the time, goes on after a break |
+//! | steady | everything | reads all the time, asks nothing, goes on after a break |
 //! | slow | everything, with what was replaced | reads in bursts, so that the server has to wait for it |
 //! | restless | keys and groups of keys | breaks off by itself and goes on, often on another node |
 //! | fresh | keys and groups of keys | makes, cancels and asks for progress all the time, then forgets all and begins anew |
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::api::KEYS;
 use super::clients::Shared;
+use super::ending::{self, PATIENCE, Standing, Verdict};
 use super::stream::{self, Heard, Stream};
 use crate::error::{Error, Result};
 use crate::linear::watches::{End, Interest, Message, Response, Segment, Spec};
@@ -26,14 +27,14 @@ use crate::rng::Rng;
 
 /// Watchers of one stream of keys.
 pub(crate) const PER_STREAM: usize = 50;
-/// Events that all watchers of a run record at most (32 bytes each); what comes after is not watched.
-const EVENTS_MAX: u64 = 6_000_000;
+/// Events that all watchers of a run record at most (32 bytes each); what comes after is watched only on connections that
+/// last, and again from when the writers stop.
+pub(crate) const EVENTS_MAX: u64 = 6_000_000;
 /// How long one read waits.
 const WAIT: Duration = Duration::from_millis(100);
-/// How long a stream may take, once the store stands still, until all its watchers have been told everything.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long nothing may arrive before a stream that cannot ask has been told everything.
-const QUIET: Duration = Duration::from_secs(3);
+/// Why a store may cancel a watcher that nobody asked it to cancel: it serves no watches at the moment. Nothing is compacted
+/// while the streams live, and none of their requests is one that may be refused.
+const REASONS: [&str; 3] = ["no leader", "server stopped", "not supported for learner"];
 /// Between two requests of a stream on a whim.
 const WHIM_EVERY: Duration = Duration::from_millis(400);
 /// Between two questions for progress at the end.
@@ -59,6 +60,8 @@ struct Watcher {
     id: Option<i64>,
     /// What it was told on this connection, once it was created.
     segment: Option<Segment>,
+    /// Whether it was ever created.
+    created: bool,
     leaving: bool,
 }
 
@@ -71,6 +74,8 @@ pub(crate) struct Watch {
     pub(crate) cancelled: u64,
     /// Answers to questions for progress, each for all watchers of a stream.
     pub(crate) answers: u64,
+    /// Whether it stopped watching because of the cap on events.
+    pub(crate) capped: bool,
 }
 
 /// One stream.
@@ -124,15 +129,18 @@ impl Watching<'_> {
             let last = self.last();
             if last > 0 {
                 let since = *over.get_or_insert_with(Instant::now);
-                // Whoever has been told everything is done, and what was to come later never will.
-                self.watchers.retain(|watcher| (1..=last).contains(&watcher.next));
+                // Whoever has been told everything is done, and what was to come later never will; but all must have been
+                // created once.
+                self.watchers.retain(|watcher| watcher.next <= last || !watcher.created);
                 if self.watchers.is_empty() {
                     return Ok(());
                 }
                 if since.elapsed() > PATIENCE {
-                    return Err(self.wrong(&format!("no connection for {PATIENCE:?} after everything was healed")));
+                    let how = format!("no connection in {PATIENCE:?} after everything was healed that told");
+                    return Err(self.wrong(&self.lacking(&how, last)));
                 }
-            } else if self.shared.events.load(Ordering::Relaxed) > EVENTS_MAX {
+            } else if self.shared.events.load(Ordering::Relaxed) > EVENTS_MAX && !self.shared.ending() {
+                self.watch.capped = true;
                 self.watchers.clear();
                 thread::sleep(WAIT);
                 continue;
@@ -152,6 +160,11 @@ impl Watching<'_> {
         self.shared.last.load(Ordering::Acquire)
     }
 
+    /// Whether its watchers are told of every revision there is.
+    fn follows_everything(&self) -> bool {
+        matches!(self.temper, Temper::Steady | Temper::Slow)
+    }
+
     /// New watchers in the place of all that there were.
     fn begin(&mut self) {
         self.watchers.clear();
@@ -164,7 +177,7 @@ impl Watching<'_> {
     }
 
     fn add(&mut self) {
-        let all = matches!(self.temper, Temper::Steady | Temper::Slow);
+        let all = self.follows_everything();
         let interest = if all { Interest::All } else { self.interest() };
         let (puts, deletions) = match self.rng.below(8) {
             0 if !all => (false, true),
@@ -173,6 +186,8 @@ impl Watching<'_> {
         };
         let mut chance = |of: u64| self.rng.below(of) == 0;
         let (previous, notified, fragments) = (self.temper == Temper::Slow || chance(2), chance(3), chance(3));
+        // A notice would wake whom the store forgot.
+        let notified = notified && self.temper != Temper::Steady;
         let next = match self.rng.below(8) {
             0..2 if self.newest > 0 => (self.newest - self.rng.below(1500) as i64).max(1),
             2 if self.newest > 0 && !all => self.newest + 1 + self.rng.below(400) as i64,
@@ -180,7 +195,9 @@ impl Watching<'_> {
         };
         self.labels += 1;
         let spec = Spec { interest, puts, deletions, previous, notified, fragments };
-        self.watchers.push(Watcher { label: self.labels, spec, next, id: None, segment: None, leaving: false });
+        let watcher =
+            Watcher { label: self.labels, spec, next, id: None, segment: None, created: false, leaving: false };
+        self.watchers.push(watcher);
         self.watch.watchers += 1;
     }
 
@@ -218,7 +235,7 @@ impl Watching<'_> {
         if !open {
             requests.push(stream::PROGRESS.to_owned());
         }
-        let connected = Stream::connect(self.addresses[self.node], &requests, leader, open);
+        let connected = Stream::connect(self.shared.kind, self.addresses[self.node], &requests, leader, open);
         let mut done = false;
         match connected {
             Ok(mut stream) => {
@@ -261,25 +278,28 @@ impl Watching<'_> {
             Temper::Restless => 1_000 + self.rng.below(6_000),
             Temper::Fresh => 3_000 + self.rng.below(9_000),
         });
-        let (mut arrived, mut asked) = (begun, begun);
-        let mut ending = None;
+        let mut asked = begun;
+        let (mut ending, mut answered) = (None, false);
         while !self.shared.has_failed() {
             let last = self.last();
             let request = if last > 0 {
-                let since = *ending.get_or_insert_with(Instant::now);
-                let quiet = !stream.open && arrived.max(since).elapsed() > QUIET;
-                if self.all_told(last) || (quiet && self.shared.kind == Kind::Etcd) {
-                    return Ok(true);
+                let since = *ending.get_or_insert_with(|| {
+                    stream.silent = Duration::ZERO;
+                    Instant::now()
+                });
+                match self.standing(stream, last, since.elapsed(), answered).verdict() {
+                    Verdict::Told => return Ok(true),
+                    Verdict::Elsewhere => return Ok(false),
+                    Verdict::Ask => self.last_wish(last, &mut asked),
+                    Verdict::Listen => None,
+                    Verdict::Probe => {
+                        answered = ending::probe(self.shared.kind, self.addresses[self.node], stream);
+                        None
+                    }
+                    Verdict::Forgotten => return Err(self.wrong(&self.lacking("silent, yet not told", last))),
+                    Verdict::Late => return Err(self.wrong(&self.lacking("not told", last))),
                 }
-                // Only a connection that can ask tells for certain that nothing more comes.
-                if !stream.open && self.shared.kind == Kind::Tally {
-                    return Ok(false);
-                }
-                if since.elapsed() > PATIENCE {
-                    return Err(self.wrong(&format!("not told everything up to revision {last} in {PATIENCE:?}")));
-                }
-                self.last_wish(last, &mut asked)
-            } else if begun.elapsed() > span {
+            } else if begun.elapsed() > span && !(self.follows_everything() && self.shared.ending()) {
                 return Ok(false);
             } else {
                 self.whim(own_ids, &mut asked)
@@ -300,9 +320,8 @@ impl Watching<'_> {
                     return Ok(false);
                 }
             };
-            if !lines.is_empty() {
-                arrived = Instant::now();
-            }
+            // Once something arrives, what the node answered before that counts no more.
+            answered &= !stream.silent.is_zero();
             for line in lines {
                 let heard = stream::heard(&line, self.shared.now()).map_err(|why| self.wrong(&why))?;
                 if !self.take(heard)? {
@@ -320,12 +339,35 @@ impl Watching<'_> {
         Ok(false)
     }
 
-    fn all_told(&self, last: i64) -> bool {
-        self.watchers.iter().all(|watcher| watcher.next > last && watcher.segment.is_some())
+    fn standing(&self, stream: &Stream, last: i64, waited: Duration, answered: bool) -> Standing {
+        Standing {
+            kind: self.shared.kind,
+            open: stream.open,
+            everything: self.follows_everything(),
+            created: self.watchers.iter().all(|watcher| watcher.segment.is_some()),
+            told: self.watchers.iter().all(|watcher| watcher.next > last),
+            silent: stream.silent,
+            waited,
+            answered,
+        }
+    }
+
+    /// What is missing, for people.
+    fn lacking(&self, how: &str, last: i64) -> String {
+        let lacks = |watcher: &&Watcher| watcher.next <= last || watcher.segment.is_none();
+        let some = self.watchers.iter().filter(lacks).take(5).map(|watcher| {
+            let id = watcher.id.map_or_else(|| "not created".to_owned(), |id| format!("id {id}"));
+            format!("watcher {} ({id}) from revision {} on", watcher.label, watcher.next)
+        });
+        format!("{how} everything up to revision {last}: {}", some.collect::<Vec<_>>().join(", "))
     }
 
     /// What a stream asks for when it feels like it.
     fn whim(&mut self, own_ids: bool, asked: &mut Instant) -> Option<String> {
+        // A question could wake whom the store forgot, and hide that it did.
+        if self.temper == Temper::Steady || (self.follows_everything() && self.shared.ending()) {
+            return None;
+        }
         if asked.elapsed() < WHIM_EVERY {
             return None;
         }
@@ -377,6 +419,7 @@ impl Watching<'_> {
                 let (spec, start, events, responses) = (watcher.spec, watcher.next, Vec::new(), Vec::new());
                 let end = End::Broken;
                 watcher.segment = Some(Segment { spec, who, start, created: revision, events, responses, end });
+                watcher.created = true;
                 (watcher.id, watcher.next) = (Some(id), if start == 0 { revision + 1 } else { start });
                 self.newest = self.newest.max(revision);
             }
@@ -395,10 +438,10 @@ impl Watching<'_> {
             Heard::Progress { id: -1, revision } => {
                 self.watch.answers += 1;
                 for watcher in &mut self.watchers {
-                    told(watcher, revision)?;
+                    told(watcher, Message::Progress, revision)?;
                 }
             }
-            Heard::Progress { id, revision } => told(self.known(id)?, revision)?,
+            Heard::Progress { id, revision } => told(self.known(id)?, Message::Notice, revision)?,
             Heard::Canceled { id, created, compacted, reason } => {
                 let index = self.watchers.iter().position(|watcher| watcher.id == Some(id));
                 let leaving = index.is_some_and(|index| self.watchers[index].leaving);
@@ -412,7 +455,10 @@ impl Watching<'_> {
                 if compacted != 0 {
                     return Err(self.wrong(&format!("watch {id} was cancelled as compacted at {compacted}: {reason}")));
                 }
-                // Whatever the reason, all go on from where they were.
+                if !REASONS.iter().any(|known| reason.contains(known)) {
+                    return Err(self.wrong(&format!("watch {id} was cancelled, which nobody asked for: {reason:?}")));
+                }
+                // All go on from where they were.
                 self.shared.failure(format!("watch cancelled: {reason}"));
                 thread::sleep(WAIT);
                 return Ok(false);
@@ -440,9 +486,9 @@ impl Watching<'_> {
 }
 
 /// Everything up to a revision has been told.
-fn told(watcher: &mut Watcher, revision: i64) -> Result<()> {
+fn told(watcher: &mut Watcher, message: Message, revision: i64) -> Result<()> {
     let Some(segment) = watcher.segment.as_mut() else { return Ok(()) };
-    respond(segment, Message::Progress, revision)?;
+    respond(segment, message, revision)?;
     watcher.next = watcher.next.max(revision + 1);
     Ok(())
 }
@@ -452,4 +498,65 @@ fn respond(segment: &mut Segment, message: Message, revision: i64) -> Result<()>
     let revision = u32::try_from(revision).map_err(|_| Error::Answer(format!("revision {revision} in a header")))?;
     segment.responses.push(Response { message, revision, events_end });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// A stream with one watcher that was created as number 7.
+    fn watching(shared: &Shared, temper: Temper) -> Watching<'_> {
+        let mut watching = Watching {
+            shared,
+            addresses: &[],
+            number: 0,
+            node: 0,
+            temper,
+            rng: Rng::new(1),
+            watchers: Vec::new(),
+            asked: std::collections::VecDeque::new(),
+            newest: 0,
+            labels: 0,
+            watch: Watch::default(),
+        };
+        watching.add();
+        watching.create(0, false);
+        assert!(watching.take(Heard::Created { id: 7, revision: 3 }).unwrap());
+        watching
+    }
+
+    fn canceled(reason: &str, created: bool) -> Heard {
+        Heard::Canceled { id: if created { -1 } else { 7 }, created, compacted: 0, reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn a_cancellation_needs_a_request_or_a_reason() {
+        let shared = Shared::new(Kind::Tally);
+        for (reason, created) in [("", false), ("why not", false), ("mvcc: watcher range is empty", true)] {
+            assert!(watching(&shared, Temper::Fresh).take(canceled(reason, created)).is_err(), "{reason}");
+        }
+        let mut broken = watching(&shared, Temper::Fresh);
+        assert!(!broken.take(canceled("etcdserver: no leader", false)).unwrap(), "goes on elsewhere");
+        let mut left = watching(&shared, Temper::Fresh);
+        assert!(left.leave(|_, _| true).is_some());
+        assert!(left.take(canceled("", false)).unwrap());
+        assert_eq!((left.watch.cancelled, left.watchers.len(), left.watch.segments.len()), (1, 0, 1));
+    }
+
+    #[test]
+    fn who_follows_everything_does_not_wake_the_store() {
+        let shared = Shared::new(Kind::Tally);
+        let Some(mut long_ago) = Instant::now().checked_sub(WHIM_EVERY * 2) else { return };
+        let mut steady = watching(&shared, Temper::Steady);
+        assert_eq!(steady.whim(false, &mut long_ago), None);
+        (0..20).for_each(|_| steady.add());
+        assert!(steady.watchers.iter().all(|watcher| !watcher.spec.notified));
+        let mut asked = long_ago;
+        assert!(watching(&shared, Temper::Slow).whim(false, &mut asked).is_some());
+        shared.stop.store(true, Ordering::Relaxed);
+        assert_eq!(watching(&shared, Temper::Slow).whim(false, &mut long_ago), None);
+        assert!(watching(&shared, Temper::Restless).whim(false, &mut long_ago).is_some());
+    }
 }

@@ -30,7 +30,7 @@ const DATA_BYTES: u64 = 12;
 /// Bytes of a file in one frame.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of a file that are written before they are synced: whoever shares the disk never waits behind more.
-const SYNC_BYTES: u64 = 2 << 20;
+const SYNC_BYTES: u64 = 1 << 20;
 
 const KIND_MANIFEST: u32 = 1;
 const KIND_DATA: u32 = 2;

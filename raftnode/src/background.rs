@@ -8,9 +8,9 @@
 
 use tokio::sync::oneshot;
 
-/// How much such a thread gives way, as in `nice`: beside a thread of normal priority it gets a tenth of a core.
+/// How much such a thread gives way, as in `nice`: beside a thread of normal priority it gets a thirtieth of a core.
 #[cfg(target_os = "linux")]
-const NICENESS: i32 = 10;
+const NICENESS: i32 = 15;
 
 /// The work ended without a result: its thread could not be started, or panicked.
 #[derive(Debug, thiserror::Error)]

@@ -26,7 +26,7 @@ pub(crate) const PIECE_BYTES: usize = 64 * 1024;
 /// A piece that took longer than this came from the disk.
 pub(crate) const SLOW_PIECE: Duration = Duration::from_millis(1);
 /// After a piece, others get this many times its duration if they want it.
-const OTHERS_SHARE: u32 = 5;
+const OTHERS_SHARE: u32 = 8;
 /// A yield that came back sooner found nobody waiting.
 const IDLE_YIELD: Duration = Duration::from_micros(20);
 

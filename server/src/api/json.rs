@@ -37,6 +37,11 @@ enum Answer {
 
 type Leaders = Answers<Leader>;
 
+/// Whether this header says that a leader is wanted. The first name is how etcd's gateway wants it written.
+fn wants_leader((name, value): (&HeaderName, &HeaderValue)) -> bool {
+    matches!(name.as_str(), "grpc-metadata-hasleader" | "hasleader") && value == "true"
+}
+
 /// What the head of a request says about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asked {
@@ -52,11 +57,9 @@ impl Asked {
         let mut timeout = None;
         // One pass: most requests have none of these.
         for (name, value) in headers {
-            match name.as_str() {
-                // The first is how etcd's gateway wants it written.
-                "grpc-metadata-hasleader" | "hasleader" => asked.requires_leader |= value == "true",
-                "grpc-timeout" if timeout.is_none() => timeout = Some(value),
-                _ => {}
+            asked.requires_leader |= wants_leader((name, value));
+            if timeout.is_none() && name.as_str() == "grpc-timeout" {
+                timeout = Some(value);
             }
         }
         if let Some(value) = timeout.filter(|value| !value.is_empty()) {
@@ -99,7 +102,7 @@ async fn handle(state: &Arc<State>, mut request: Request) -> Response {
     let route = match json_route(path) {
         Some(Some(Route::Watch)) if is_websocket(&request) => {
             // A limit of time is not read, as in etcd, whose proxy of WebSockets does not pass it on.
-            let requires_leader = Asked::read(request.headers()).is_ok_and(|asked| asked.requires_leader);
+            let requires_leader = request.headers().iter().any(wants_leader);
             return watch::socket(state, requires_leader, request).await.unwrap_or_else(|error| refusal(&error));
         }
         Some(Some(route)) if request.method() == Method::POST => match Asked::read(request.headers()) {

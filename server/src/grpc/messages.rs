@@ -14,8 +14,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
 use hyper::body::{Body, Incoming};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
 
 /// Flag and length before each message.
@@ -33,12 +35,20 @@ pub(crate) struct Messages<B = Incoming> {
     limit: usize,
     /// What the client says messages are compressed with, if their flag says so.
     encoding: Option<Box<str>>,
+    /// A compressed message, on its way to what it was.
+    inflating: Option<Inflating>,
 }
+
+type Inflating = Pin<Box<dyn Future<Output = Result<Bytes, ApiError>> + Send>>;
+
+/// A few bytes may become a message of the largest size, so that is done one after the other, away from the threads that
+/// serve everybody: a client that sends many of them makes only those wait who send some, too.
+static INFLATES: Semaphore = Semaphore::const_new(1);
 
 impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
     /// Reads messages of up to `limit` bytes.
     pub(super) fn new(body: B, limit: usize, encoding: Option<Box<str>>) -> Self {
-        Messages { body, held: Bytes::new(), joined: BytesMut::new(), limit, encoding }
+        Messages { body, held: Bytes::new(), joined: BytesMut::new(), limit, encoding, inflating: None }
     }
 
     /// The next message; `None` once the client has closed its half.
@@ -49,6 +59,11 @@ impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
     /// As [`Messages::next`].
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, ApiError>> {
         loop {
+            if let Some(inflating) = &mut self.inflating {
+                let message = ready!(inflating.as_mut().poll(cx));
+                self.inflating = None;
+                return Poll::Ready(message.map(Some));
+            }
             match self.length()? {
                 Some(length) if self.available() >= PREFIX_BYTES + length => {
                     if !self.joined.is_empty() {
@@ -58,7 +73,8 @@ impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
                     let is_compressed = message[0] != 0;
                     message.advance(PREFIX_BYTES);
                     if is_compressed {
-                        message = inflate(&message, self.limit)?;
+                        self.inflating = Some(Box::pin(inflate_aside(message, self.limit)));
+                        continue;
                     }
                     return Poll::Ready(Ok(Some(message)));
                 }
@@ -109,6 +125,16 @@ impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
         let bytes = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
         if bytes > self.limit { Err(ApiError::MessageTooLarge { bytes, limit: self.limit }) } else { Ok(Some(bytes)) }
     }
+}
+
+async fn inflate_aside(compressed: Bytes, limit: usize) -> Result<Bytes, ApiError> {
+    let turn = INFLATES.acquire().await.map_err(|_| ApiError::Stopped(Effect::None))?;
+    let inflated = spawn_blocking(move || {
+        // Even if nobody waits for it any more.
+        let _turn = turn;
+        inflate(&compressed, limit)
+    });
+    Ok(inflated.await.map_err(|_| ApiError::Defect { what: "inflating a message panicked" })??)
 }
 
 /// A message that was compressed; never more than `limit` bytes of it are made.
@@ -187,8 +213,6 @@ mod tests {
             wrong(&[b"\x01\0\0\0\0"], Some("snappy")),
             "grpc: Decompressor is not installed for grpc-encoding \"snappy\""
         );
-        let broken = wrong(&[b"\x01\0\0\0\x02\x1f\x8b"], Some("gzip"));
-        assert!(broken.starts_with("grpc: failed to decompress the received message: "), "{broken}");
         assert_eq!(wrong(&[b"\x02\0\0\0\0"], None), "grpc: received unexpected payload format 2");
         assert_eq!(wrong(&[b"\0\0\0\0\x02a"], None), "unexpected EOF");
         assert_eq!(wrong(&[b"\0\0"], None), "EOF");
@@ -196,8 +220,21 @@ mod tests {
         assert_eq!(read(&[&framed(b"1")], 4, Some("gzip")), (vec!["1".into()], None));
     }
 
-    #[test]
-    fn compressed_messages_are_inflated_up_to_the_limit() {
+    async fn read_compressed(pieces: &[&[u8]], limit: usize) -> (Vec<Bytes>, Option<String>) {
+        let pieces = Pieces(pieces.iter().map(|piece| Bytes::copy_from_slice(piece)).collect());
+        let mut messages = Messages::new(pieces, limit, Some(GZIP.into()));
+        let mut read = Vec::new();
+        loop {
+            match messages.next().await {
+                Ok(Some(message)) => read.push(message),
+                Ok(None) => return (read, None),
+                Err(error) => return (read, Some(error.to_string())),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn compressed_messages_are_inflated_up_to_the_limit() {
         let zip = |message: &[u8]| {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
             encoder.write_all(message).unwrap();
@@ -206,12 +243,14 @@ mod tests {
             frame
         };
         let both = [zip(b"one"), framed(b"two"), zip(b"")].concat();
-        let (messages, error) = read(&[&both[..9], &both[9..]], 64, Some("gzip"));
+        let (messages, error) = read_compressed(&[&both[..9], &both[9..]], 64).await;
         assert_eq!((messages, error), (vec!["one".into(), "two".into(), Bytes::new()], None));
         let full = vec![0; 1 << 20];
-        assert_eq!(read(&[&zip(&full)], full.len(), Some("gzip")), (vec![full.clone().into()], None));
-        let (messages, error) = read(&[&zip(&full)], full.len() - 1, Some("gzip"));
+        assert_eq!(read_compressed(&[&zip(&full)], full.len()).await, (vec![full.clone().into()], None));
+        let (messages, error) = read_compressed(&[&zip(&full)], full.len() - 1).await;
         assert!(messages.is_empty());
+        let broken = read_compressed(&[b"\x01\0\0\0\x02\x1f\x8b"], 64).await.1.unwrap();
+        assert!(broken.starts_with("grpc: failed to decompress the received message: "), "{broken}");
         assert_eq!(error.unwrap(), "grpc: received message after decompression larger than max 1048575");
     }
 

@@ -59,7 +59,11 @@ impl Records {
         metrics: &Metrics,
         afterwards: Afterwards,
     ) -> Result<Vec<Record>, FetchError> {
-        let mut found: Vec<Option<Record>> = revisions.iter().map(|at| self.near(*at, staged)).collect();
+        let mut found = if staged.is_empty() {
+            self.cache.get_many(revisions)
+        } else {
+            revisions.iter().map(|at| self.near(*at, staged)).collect()
+        };
         let mut far: Vec<(Revision, usize)> = (0..revisions.len())
             .filter(|place| found[*place].is_none())
             .map(|place| (revisions[place], place))

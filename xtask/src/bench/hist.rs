@@ -28,6 +28,12 @@ impl Histogram {
         self.count += 1;
     }
 
+    /// Counts what another one has counted.
+    pub(crate) fn merge(&mut self, other: &Histogram) {
+        self.buckets.iter_mut().zip(&other.buckets).for_each(|(here, there)| *here += there);
+        self.count += other.count;
+    }
+
     /// How many durations were counted.
     pub(crate) fn count(&self) -> u64 {
         self.count
@@ -85,11 +91,13 @@ mod tests {
 
     #[test]
     fn quantiles() {
-        let mut histogram = Histogram::new();
+        let (mut histogram, mut other) = (Histogram::new(), Histogram::new());
         assert_eq!(histogram.quantile(0.5), Duration::ZERO);
         for micros in 1..=1000 {
-            histogram.add(Duration::from_micros(micros));
+            let half = if micros % 2 == 0 { &mut histogram } else { &mut other };
+            half.add(Duration::from_micros(micros));
         }
+        histogram.merge(&other);
         for (share, micros) in [(0.5, 500.0), (0.99, 990.0), (0.999, 999.0), (1.0, 1000.0)] {
             let found = histogram.quantile(share).as_secs_f64() * 1e6;
             assert!((found - micros).abs() <= micros / 64.0, "{share}: {found}");

@@ -245,7 +245,7 @@ fn single_method(setup: &Setup) -> String {
         "One node, fsync on, JSON over HTTP/1.1 with keep-alive, closed loops from one load generator thread on the same \
          cores. Keys of 8 to 64 bytes, values of 256 random bytes. {} s per measurement after a warm-up, {} rounds, the \
          servers in turn, each on fresh data; medians. CPU is the server's, user and system, from the kernel. The large \
-         store holds {} keys.",
+         store holds {} keys; puts without a list and beside one are measured by turns.",
         setup.times.window.as_secs_f64(),
         setup.rounds,
         report::amount(f64::from(setup.keys)),

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tally_backend::{Applied, Backend, Bucket, StorageError, WriteBatch};
 use tally_lease::Leases;
-use tally_mvcc::{CheckError, Options as KvOptions, WriteError, Writer};
+use tally_mvcc::{Answers, CheckError, Options as KvOptions, WriteError, Writer};
 
 use crate::alarm::{AlarmCommand, Alarms};
 use crate::aside::{Aside, InPlace};
@@ -24,10 +24,33 @@ use crate::root;
 /// The feature level of a new store, and the highest that this program knows.
 pub const FEATURE_LEVEL: u32 = 1;
 
+/// What is read for the answer to one request at most, in bytes of records: no message is longer in etcd.
+pub const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+
 /// A command that touches more keys than this takes longer than a chunk of small ones.
 const LONG_KEYS: u64 = 4_096;
 
 const LEVEL_KEY: &[u8] = b"apply.level";
+
+/// How much is written, and read, at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Once a batch has so many bytes, it is committed before the next entry. Default 64 MiB. Changes no answer.
+    pub batch_bytes: u64,
+    /// What a command of a client may write by deleting, in bytes: keys and 64 bytes for each. Default 2 GiB, or some twenty
+    /// million keys. It decides what is refused, so **it must be the same on all replicas**: only tests set it.
+    pub removed_bytes: u64,
+    /// What may be read for the reply to one command, in bytes of records. Default [`ANSWER_BYTES_MAX`]. What needs
+    /// more is done all the same, and answered with [`Reply::AnswerTooLarge`]. Changes that reply alone, and only where
+    /// it was asked.
+    pub answer_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { batch_bytes: 64 << 20, removed_bytes: 2 << 30, answer_bytes: ANSWER_BYTES_MAX }
+    }
+}
 
 /// One committed log entry, in log order.
 #[derive(Clone, Debug)]
@@ -172,7 +195,23 @@ pub struct Applier {
     applied: Applied,
     shared: Arc<ArcSwap<Shared>>,
     checkpoints: Arc<Checkpoints>,
+    limits: Limits,
     stopped: bool,
+}
+
+/// Entries that are applied and not committed yet.
+struct Open {
+    batch: WriteBatch,
+    membership: Option<Bytes>,
+    roots: Vec<(u64, u128)>,
+    small_state_changed: bool,
+    any_long: bool,
+}
+
+impl Open {
+    fn new(batch: WriteBatch) -> Open {
+        Open { batch, membership: None, roots: Vec::new(), small_state_changed: false, any_long: false }
+    }
 }
 
 impl Applier {
@@ -246,9 +285,16 @@ impl Applier {
             applied,
             shared,
             checkpoints,
+            limits: Limits::default(),
             stopped: false,
         };
         Ok((applier, reads))
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// The last entry applied, with the root after it.
@@ -256,12 +302,14 @@ impl Applier {
         &self.applied
     }
 
-    /// Applies consecutive entries with one atomic commit, then shows them to readers. The outcomes are in entry order.
+    /// Applies consecutive entries with one atomic commit, then shows them to readers; with several, one after the other,
+    /// where they write much ([`Limits::batch_bytes`]). The outcomes are in entry order.
     ///
     /// Cost: O(log n) per key touched; a delete of a range or a compaction costs what it removes.
     ///
     /// # Errors
-    /// [`Fatal`]: the replica cannot follow its log. Nothing of the chunk is visible or kept, and every later call fails.
+    /// [`Fatal`]: the replica cannot follow its log. Nothing is visible or kept from the last commit on, and every later call
+    /// fails.
     pub fn apply(&mut self, entries: &[Committed]) -> Result<Vec<Outcome>, Fatal> {
         self.apply_aside(entries, &InPlace)
     }
@@ -281,12 +329,10 @@ impl Applier {
     }
 
     fn apply_chunk(&mut self, entries: &[Committed], aside: &impl Aside) -> Result<Vec<Outcome>, Fatal> {
-        let Some(last) = entries.last() else { return Ok(Vec::new()) };
-        let mut batch = self.backend.batch();
         let mut outcomes = Vec::with_capacity(entries.len());
-        let (mut membership, mut roots) = (None, Vec::new());
-        let (mut at, mut small_state_changed, mut any_long) = (self.applied.index, false, false);
-        for entry in entries {
+        let mut open = Open::new(self.backend.batch());
+        let mut at = self.applied.index;
+        for (entry, left) in entries.iter().zip((0..entries.len()).rev()) {
             if entry.index != at + 1 {
                 return Err(Fatal::Order { index: entry.index, applied: at });
             }
@@ -294,26 +340,36 @@ impl Applier {
             let result = match &entry.body {
                 Body::Blank => Ok(Reply::Done),
                 Body::Membership(voters) => {
-                    membership = Some(voters.clone());
+                    open.membership = Some(voters.clone());
                     Ok(Reply::Done)
                 }
                 Body::Command(encoded) => {
                     let command =
                         Command::decode(encoded).map_err(|source| Fatal::Decode { index: entry.index, source })?;
-                    small_state_changed |= command.changes_small_state();
+                    open.small_state_changed |= command.changes_small_state();
                     if self.takes_long(&command) {
-                        any_long = true;
-                        aside.run(|| self.apply_command(entry, command, &mut batch))?
+                        open.any_long = true;
+                        aside.run(|| self.apply_command(entry, command, &mut open.batch))?
                     } else {
-                        self.apply_command(entry, command, &mut batch)?
+                        self.apply_command(entry, command, &mut open.batch)?
                     }
                 }
             };
             outcomes.push(Outcome { revision: self.kv.revision(), result });
             if checkpoints::is_at(entry.index) {
-                roots.push((entry.index, self.root()));
+                open.roots.push((entry.index, self.root()));
+            }
+            if left == 0 || open.batch.bytes() >= self.limits.batch_bytes {
+                let next = Open::new(self.backend.batch());
+                self.close(std::mem::replace(&mut open, next), entry, aside)?;
             }
         }
+        Ok(outcomes)
+    }
+
+    /// Commits what was applied up to and with `last`.
+    fn close(&mut self, open: Open, last: &Committed, aside: &impl Aside) -> Result<(), Fatal> {
+        let Open { batch, membership, roots, small_state_changed, any_long } = open;
         let applied = Applied {
             index: last.index,
             term: last.term,
@@ -328,7 +384,7 @@ impl Applier {
         if !roots.is_empty() {
             self.checkpoints.extend(roots);
         }
-        Ok(outcomes)
+        Ok(())
     }
 
     /// Whether a command touches so many keys that others should not have to wait for it.
@@ -392,7 +448,8 @@ impl Applier {
         if let Some(meant) = command.only_in_term().filter(|term| *term != entry.term) {
             return Ok(Err(Rejection::OtherTerm { meant, found: entry.term }));
         }
-        self.kv.answer(entry.asked);
+        let limit = self.limits.answer_bytes;
+        self.kv.answer(if entry.asked { Answers::UpTo(limit) } else { Answers::LeftOut });
         let staged = self.kv.staged().len();
         let lease_exists = |lease| self.leases.contains(lease);
         let reply = match command {
@@ -400,9 +457,15 @@ impl Applier {
                 Ok(()) => Reply::Put(self.kv.put(&request, batch).map_err(write)?),
                 Err(error) => return checked(error).map(Err),
             },
-            Command::DeleteRange(request) => Reply::DeleteRange(self.kv.delete_range(&request, batch).map_err(write)?),
+            Command::DeleteRange(request) => match self.check_removal(self.kv.removed_bytes(&request)) {
+                Ok(()) => Reply::DeleteRange(self.kv.delete_range(&request, batch).map_err(write)?),
+                Err(rejection) => return Ok(Err(rejection)),
+            },
             Command::Txn(request) => match self.kv.check_with_leases(&request, &lease_exists) {
-                Ok(plan) => Reply::Txn(self.kv.act(plan, &request, batch).map_err(write)?),
+                Ok(plan) => match self.check_removal(self.kv.removed_bytes_of_txn(&request, &plan)) {
+                    Ok(()) => Reply::Txn(self.kv.act(plan, &request, batch).map_err(write)?),
+                    Err(rejection) => return Ok(Err(rejection)),
+                },
                 Err(error) => return checked(error).map(Err),
             },
             Command::Compact { revision } => match self.kv.check_compact(revision) {
@@ -431,7 +494,13 @@ impl Applier {
             Command::LeaseExpire { ids, .. } => return self.expire(index, &ids, batch).map(Ok),
         };
         self.follow(staged);
-        Ok(Ok(reply))
+        Ok(Ok(if self.kv.answer_was_cut() { Reply::AnswerTooLarge { limit } } else { reply }))
+    }
+
+    /// All that a command does is one atomic write, and of what it may delete the command itself says nothing.
+    fn check_removal(&self, bytes: u64) -> Result<(), Rejection> {
+        let limit = self.limits.removed_bytes;
+        if bytes > limit { Err(Rejection::RemovesTooMuch { bytes, limit }) } else { Ok(()) }
     }
 
     fn alarm(&mut self, command: AlarmCommand, batch: &mut WriteBatch) -> Reply {

@@ -13,8 +13,13 @@
 //!                            one WriteBatch ──► commit(&Applied) ──► publish to readers ──► Outcomes
 //! ```
 //!
+//! A batch that has grown large is committed between two entries: how much entries do is not seen by how long they are.
+//!
 //! - **Invariant**: the effects of an entry and its index are one atomic write, for every kind of entry.
 //! - **Invariant**: an outcome depends on the replicated state and the entry alone. Refusals are outcomes.
+//! - **Invariant**: what a command reads for its reply is no part of that. It is left out where nobody asked
+//!   ([`Committed::asked`]) and where it is too much ([`Limits::answer_bytes`]); effects, revisions and roots are the
+//!   same.
 //! - **Invariant**: `check` foresees every refusal; `act` cannot refuse, so no entry is ever half applied.
 //! - **Invariant**: anything else that goes wrong is [`Fatal`]; nothing is skipped, and no later call succeeds.
 //! - **Invariant**: the root found at open equals the root stored with the applied index.
@@ -55,7 +60,7 @@ mod reads;
 mod root;
 
 pub use alarm::{Alarm, AlarmAction, AlarmCommand, AlarmKind};
-pub use applier::{Applier, Body, Committed, FEATURE_LEVEL, Fatal, OpenError};
+pub use applier::{ANSWER_BYTES_MAX, Applier, Body, Committed, FEATURE_LEVEL, Fatal, Limits, OpenError};
 pub use aside::{Aside, InPlace};
 pub use checkpoints::CHECKPOINT_INTERVAL;
 pub use command::{CODEC_VERSION, Command, DecodeError, TXN_DEPTH_MAX};

@@ -1,4 +1,5 @@
 //! What became of an entry. A refusal is as much a replicated value as a reply: every replica computes the same one.
+//! Only the records in a reply are no part of that: they are read for whoever asked, and by nobody else.
 
 use tally_mvcc::{DeleteReply, PutReply, TxnReply};
 
@@ -36,6 +37,12 @@ pub enum Reply {
         /// How many of them there still were, and were revoked.
         revoked: u64,
     },
+    /// To a command that was carried out like any other, in place of a reply for which more would have to be read than
+    /// may be. Only the replica that was asked says so: the others read nothing.
+    AnswerTooLarge {
+        /// What may be read, in bytes ([`Limits::answer_bytes`](crate::Limits::answer_bytes)).
+        limit: usize,
+    },
     /// To an entry with nothing to say: a blank one, membership, a member set or removed, a feature level, a
     /// lease revoked or checkpointed.
     Done,
@@ -57,6 +64,14 @@ pub enum Rejection {
         meant: u64,
         /// The term of its entry.
         found: u64,
+    },
+    /// The command deletes more than one atomic write may hold.
+    #[error("the command deletes keys of {bytes} bytes, and one may delete {limit}: delete them in several steps")]
+    RemovesTooMuch {
+        /// What it would write, in bytes.
+        bytes: u64,
+        /// What a command may write by deleting ([`Limits::removed_bytes`](crate::Limits::removed_bytes)).
+        limit: u64,
     },
     /// The NOSPACE alarm is raised.
     #[error("the NOSPACE alarm is raised: only reads, deletes and compactions are accepted")]

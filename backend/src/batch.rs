@@ -8,8 +8,9 @@ use crate::backend::{Inner, lock};
 use crate::bucket::Bucket;
 use crate::error::StorageError;
 
-/// Bytes of the largest batch. RocksDB's own limit is 4 GiB; a chunk of applied entries is far below this one.
-pub(crate) const BATCH_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of the largest batch. RocksDB's own limit is 4 GiB. Who stages more than this has made a mistake: what one request
+/// may do is for the caller to bound, so that it is refused before anything is staged.
+pub(crate) const BATCH_BYTES_MAX: u64 = 3 << 30;
 /// What RocksDB adds to each record: kind, column family, two lengths.
 const RECORD_OVERHEAD_BYTES: u64 = 12;
 

@@ -161,9 +161,9 @@ fn an_oversized_batch_is_refused_whole() {
     let mut batch = backend.batch();
     batch.put(Bucket::Kv, b"small", b"1");
     // Zeroed memory that nobody touches is not even allocated.
-    batch.put(Bucket::Kv, b"large", &vec![0; (1 << 30) + 1]);
+    batch.put(Bucket::Kv, b"large", &vec![0; (3 << 30) + 1]);
     let error = batch.commit(&at(1)).unwrap_err();
-    assert!(matches!(error, StorageError::BatchTooLarge { limit, .. } if limit == 1 << 30), "{error}");
+    assert!(matches!(error, StorageError::BatchTooLarge { limit, .. } if limit == 3 << 30), "{error}");
     assert_eq!(backend.applied(), Applied::default());
     assert!(dump(&backend).is_empty());
 }

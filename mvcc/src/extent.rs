@@ -1,10 +1,49 @@
 //! How much a request is about to touch, told before it is carried out.
 
+use std::ops::ControlFlow;
+
 use crate::keyrange::KeyRange;
 use crate::request::{DeleteRequest, Op, TxnRequest};
+use crate::txn::{Plan, next_on};
 use crate::writer::Writer;
 
+/// What is staged for a removed key beside the key itself, at most: where its tombstone is stored, the other fields of it, and
+/// what the batch adds.
+const TOMBSTONE_BYTES: u64 = 64;
+
 impl Writer {
+    /// How many bytes a delete is about to stage, at most. O(keys it removes).
+    pub fn removed_bytes(&self, delete: &DeleteRequest) -> u64 {
+        let range = &delete.range;
+        if range.is_single() {
+            return range.start().len() as u64 + TOMBSTONE_BYTES;
+        }
+        let mut bytes = 0;
+        self.state(self.revision).walk(range.start(), range.upper(), self.revision, |key, _| {
+            bytes += key.len() as u64 + TOMBSTONE_BYTES;
+            ControlFlow::Continue(())
+        });
+        bytes
+    }
+
+    /// How many bytes the deletes on the path of a transaction that was just checked are about to stage, at most. Each counts
+    /// what is there before the transaction.
+    pub fn removed_bytes_of_txn(&self, txn: &TxnRequest, plan: &Plan) -> u64 {
+        self.removed_on(txn, &mut plan.path.iter().copied())
+    }
+
+    fn removed_on(&self, txn: &TxnRequest, path: &mut dyn Iterator<Item = bool>) -> u64 {
+        let mut bytes = 0;
+        for op in txn.branch(next_on(path)) {
+            bytes += match op {
+                Op::Delete(delete) => self.removed_bytes(delete),
+                Op::Txn(nested) => self.removed_on(nested, path),
+                Op::Put(_) | Op::Range(_) => 0,
+            };
+        }
+        bytes
+    }
+
     /// How many keys a delete is about to remove; 0 if it names a single one. O(log n).
     pub fn extent_of_delete(&self, delete: &DeleteRequest) -> u64 {
         self.keys_in(&delete.range)
@@ -71,5 +110,40 @@ mod tests {
             failure: vec![Op::Put(PutRequest::new("z", "value")), Op::Delete(delete(range("a", "b")))],
         };
         assert_eq!(writer.extent_of_txn(&txn), 2 + 4 + 2 + 1);
+    }
+
+    #[test]
+    fn removals_are_foreseen_along_the_path_and_never_too_small() {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = Backend::open(Config::new(dir.path(), Identity::default())).unwrap();
+        let (mut writer, _reader) = crate::open(&backend, crate::Options::default()).unwrap();
+        let mut batch = backend.batch();
+        for key in 1..100 {
+            writer.put(&PutRequest::new(format!("{key:03}").repeat(key), "value"), &mut batch).unwrap();
+        }
+        let delete = |from: &'static str, to: &'static str| DeleteRequest {
+            range: KeyRange::new(from.into(), to.into()).unwrap(),
+            prev_kv: false,
+        };
+        let (all, one, none) = (delete("0", "\0"), delete("001", ""), delete("x", "y"));
+        assert_eq!((writer.removed_bytes(&one), writer.removed_bytes(&none)), (3 + TOMBSTONE_BYTES, 0));
+        let nested = TxnRequest { failure: vec![Op::Delete(all.clone())], ..TxnRequest::default() };
+        let mut txn = TxnRequest {
+            success: vec![Op::Delete(one.clone()), Op::Txn(nested.clone()), Op::Delete(none)],
+            failure: vec![Op::Delete(all.clone())],
+            ..TxnRequest::default()
+        };
+        let on_path = |txn: &TxnRequest| writer.removed_bytes_of_txn(txn, &writer.check(txn).unwrap());
+        assert_eq!(on_path(&txn), 3 + TOMBSTONE_BYTES);
+        // A nested one that fails takes its other branch.
+        let range = KeyRange::new("x".into(), "".into()).unwrap();
+        let compares = vec![Compare { range, result: CompareResult::Greater, target: CompareTarget::Version(0) }];
+        txn.success[1] = Op::Txn(TxnRequest { compares, ..nested });
+        let foreseen = on_path(&txn);
+        assert_eq!(foreseen, 3 + TOMBSTONE_BYTES + writer.removed_bytes(&all));
+        let before = batch.bytes();
+        writer.delete_range(&all, &mut batch).unwrap();
+        let staged = batch.bytes() - before;
+        assert!(staged <= foreseen && staged > foreseen / 2, "{staged} bytes, {foreseen} foreseen");
     }
 }

@@ -13,7 +13,8 @@
 //!   backend: kv bucket (revision -> record), meta bucket (current, compacted and swept revision)
 //! ```
 //!
-//! **Invariant**: what is answered is a function of the operations and logical compactions, in their order, alone.
+//! **Invariant**: what is answered is a function of the operations and logical compactions, in their order, alone. What
+//! a writer reads for its replies may be left out ([`Answers`]); nothing else depends on that.
 //! **Invariant**: a check may refuse and changes nothing; an act cannot refuse. Views never block the writer.
 //! **Invariant**: the sweep changes neither answers nor roots.
 //!
@@ -66,7 +67,7 @@ pub use error::{CheckError, Corruption, OpenError, ReadError, Rejection, SweepEr
 pub use keyrange::{EmptyKey, KeyRange, RangeEnd};
 pub use meta::{FIRST_REVISION, NEVER_COMPACTED};
 pub use record::{Record, RecordError, RecordParts};
-pub use reply::{DeleteReply, OpReply, PutReply, RangeResult, TxnReply};
+pub use reply::{Answers, DeleteReply, OpReply, PutReply, RangeResult, TxnReply};
 pub use request::{
     Compare, CompareResult, CompareTarget, DeleteRequest, Op, PutRequest, RangeOptions, RangeRequest, SortOrder,
     SortTarget, TxnRequest,

@@ -21,6 +21,7 @@ use crate::merge::{Part, merge, show_leases};
 use crate::meta::{self, Figures};
 use crate::record;
 use crate::records::Records;
+use crate::reply::Allowance;
 use crate::shared::{Dropped, Epoch, Published, Shared};
 use crate::sweep::{SweepObserver, Sweeper};
 use crate::view::Reader;
@@ -109,7 +110,7 @@ pub fn open_with_leases(
         epoch,
         // A store that never wrote has none stored, and the revision assumed then changes with the first write.
         persisted: revision,
-        answers: true,
+        allowance: Allowance::Bytes(usize::MAX),
     };
     Ok((writer, Reader { shared }))
 }

@@ -14,7 +14,7 @@ use crate::index::Rev;
 use crate::keyrange::KeyRange;
 use crate::record::Record;
 use crate::records::{Afterwards, FetchError};
-use crate::reply::RangeResult;
+use crate::reply::{Allowance, RangeResult};
 use crate::request::{RangeOptions, RangeRequest, SortOrder, SortTarget};
 use crate::state::State;
 
@@ -29,6 +29,28 @@ impl State<'_> {
     /// Answers a range at the revision `at`, which must be readable. O(log n + answer) by key at the newest revision;
     /// linear in the range for older revisions, filters and sorting.
     pub(crate) fn range(&self, request: &RangeRequest, at: i64) -> Result<RangeResult, FetchError> {
+        self.range_by(request, at, |revs| self.fetch_many(revs, Afterwards::Keep))
+    }
+
+    /// The same as far as it may be read. If it may not, the answer holds no records, and is none.
+    pub(crate) fn range_allowed(
+        &self,
+        request: &RangeRequest,
+        at: i64,
+        allowance: &mut Allowance,
+    ) -> Result<RangeResult, FetchError> {
+        if !allowance.is_open() {
+            return Ok(self.leave_out());
+        }
+        self.range_by(request, at, |revs| self.fetch_allowed(revs, allowance))
+    }
+
+    fn range_by(
+        &self,
+        request: &RangeRequest,
+        at: i64,
+        fetch: impl FnOnce(&[Rev]) -> Result<Vec<Record>, FetchError>,
+    ) -> Result<RangeResult, FetchError> {
         self.metrics.ranges.add(1);
         let options = &request.options;
         if options.count_only {
@@ -36,7 +58,7 @@ impl State<'_> {
             return Ok(RangeResult { count, revision: self.revision, ..RangeResult::default() });
         }
         let Gathered { revs, count, mut more } = self.gather(&request.range, at, options);
-        let mut kvs = self.fetch_many(&revs, Afterwards::Keep)?;
+        let mut kvs = fetch(&revs)?;
         if options.sort_target == SortTarget::Value {
             sort_by_value(&mut kvs, options.sort_order);
             more = cut(&mut kvs, options.limit);
@@ -47,8 +69,8 @@ impl State<'_> {
         Ok(RangeResult { kvs, more, count, revision: self.revision })
     }
 
-    /// Stands for the answer to a range that nobody waits for.
-    pub(crate) fn leave_out(&self) -> RangeResult {
+    /// Stands for the answer to a range that nobody waits for, or that may not be read.
+    fn leave_out(&self) -> RangeResult {
         self.metrics.ranges.add(1);
         RangeResult { revision: self.revision, ..RangeResult::default() }
     }

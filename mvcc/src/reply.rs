@@ -2,6 +2,56 @@
 
 use crate::record::Record;
 
+/// What replies hold of what their commands want to read: the records of ranges, and what was there before.
+///
+/// It decides what one member reads and nothing else: effects, revisions and roots are the same with all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// Nothing, and nothing is read for it: nobody waits for the reply.
+    LeftOut,
+    /// All of it, as long as the records that are read for it have no more than so many bytes together. They count
+    /// whole, also where only keys are wanted, or the first few by value. What needs more is
+    /// [cut](crate::Writer::answer_was_cut).
+    UpTo(usize),
+}
+
+/// What is left of [`Answers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Allowance {
+    /// Nothing is wanted.
+    Unwanted,
+    /// Records of so many bytes may still be read.
+    Bytes(usize),
+    /// More was wanted than is allowed: the reply is of no use any more, so nothing else is read for it.
+    Exceeded,
+}
+
+impl Allowance {
+    /// Whether it makes sense to read anything.
+    pub(crate) fn is_open(self) -> bool {
+        matches!(self, Allowance::Bytes(_))
+    }
+
+    /// Takes what was read. False if it may not be part of the reply.
+    pub(crate) fn take(&mut self, bytes: usize) -> bool {
+        *self = match *self {
+            Allowance::Bytes(left) if bytes <= left => Allowance::Bytes(left - bytes),
+            Allowance::Bytes(_) => Allowance::Exceeded,
+            closed => closed,
+        };
+        self.is_open()
+    }
+}
+
+impl From<Answers> for Allowance {
+    fn from(answers: Answers) -> Allowance {
+        match answers {
+            Answers::LeftOut => Allowance::Unwanted,
+            Answers::UpTo(bytes) => Allowance::Bytes(bytes),
+        }
+    }
+}
+
 /// The answer to a range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeResult {

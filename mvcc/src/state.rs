@@ -8,6 +8,10 @@ use crate::keyrange::{KeyRange, RangeEnd};
 use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::records::{Afterwards, FetchError, Records, Staged};
+use crate::reply::Allowance;
+
+/// Records that are read at a time where all of them may be too much: no more than these are read in vain.
+const ALLOWED_PIECE: usize = 128;
 
 /// A state that can be read: the index, the revisions it stands at, and where its records are.
 #[derive(Clone, Copy)]
@@ -122,5 +126,26 @@ impl<'a> State<'a> {
         }
         let revisions: Vec<_> = revs.iter().map(|rev| rev.at).collect();
         self.records.get_many(&revisions, self.staged, self.metrics, afterwards)
+    }
+
+    /// As [`State::fetch_many`], if that many may be read. If not, it stops there, and gives none.
+    pub(crate) fn fetch_allowed(&self, revs: &[Rev], allowance: &mut Allowance) -> Result<Vec<Record>, FetchError> {
+        let mut records = Vec::new();
+        if !allowance.is_open() {
+            return Ok(records);
+        }
+        for piece in revs.chunks(ALLOWED_PIECE) {
+            let read = self.fetch_many(piece, Afterwards::Keep)?;
+            if !allowance.take(read.iter().map(|record| record.bytes().len()).sum()) {
+                return Ok(Vec::new());
+            }
+            // What fits into one piece, which is nearly everything, is not moved about.
+            if records.is_empty() {
+                records = read;
+            } else {
+                records.extend(read);
+            }
+        }
+        Ok(records)
     }
 }

@@ -32,8 +32,8 @@ impl TxnRequest {
 }
 
 impl State<'_> {
-    /// Evaluates all compares on the path and checks everything that can refuse. `lease_exists` judges the leases
-    /// that puts name. Like etcd, all puts are checked before the first range.
+    /// Evaluates all compares on the path and checks everything that can refuse, in the order of the operations.
+    /// `lease_exists` judges the leases that puts name.
     pub(crate) fn check_txn(&self, txn: &TxnRequest, lease_exists: &dyn Fn(i64) -> bool) -> Result<Plan, CheckError> {
         let mut path = Vec::with_capacity(1);
         self.find_path(txn, &mut path)?;

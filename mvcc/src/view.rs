@@ -110,6 +110,11 @@ impl View {
         self.at.tree.live()
     }
 
+    /// What the keys take in memory at most, in bytes: all that have a history, whole. O(1).
+    pub fn key_bytes(&self) -> u64 {
+        self.at.tree.key_bytes()
+    }
+
     /// The root of this state: equal on two replicas if and only if (but for chance) their states are.
     pub fn root(&self) -> u128 {
         self.at.root()

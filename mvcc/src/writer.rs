@@ -10,8 +10,7 @@ use crate::fingerprint::fingerprint;
 use crate::index::{Rev, Revision, Tree};
 use crate::meta;
 use crate::record::{Record, RecordParts};
-use crate::records::Afterwards;
-use crate::reply::{DeleteReply, OpReply, PutReply, TxnReply};
+use crate::reply::{Allowance, Answers, DeleteReply, OpReply, PutReply, TxnReply};
 use crate::request::{DeleteRequest, Op, PutRequest, TxnRequest};
 use crate::shared::{Dropped, Epoch, Published, Shared, root};
 use crate::state::State;
@@ -40,8 +39,8 @@ pub struct Writer {
     pub(crate) epoch: Arc<Epoch>,
     /// The revision that the meta bucket has, or will have after the commit of the present batch.
     pub(crate) persisted: i64,
-    /// Whether replies hold what requests read.
-    pub(crate) answers: bool,
+    /// What may still be read for replies.
+    pub(crate) allowance: Allowance,
 }
 
 /// The revision that a request writes: `main` for all of it, one `sub` for each change.
@@ -79,12 +78,19 @@ impl Writer {
         root(self.tree.sum(), self.revision, self.compact)
     }
 
-    /// Whether the replies of what is done from now on hold what requests want to read: the records of a range, and what
-    /// was there before. A replica that nobody waits on need not read it. At first they do.
+    /// What the replies of all that is done from now on, until the next call, may hold of what requests want to read. A
+    /// replica that nobody waits on need not read it, and a small request must not make one read without end. At first
+    /// replies hold everything.
     ///
     /// Nothing else depends on it.
-    pub fn answer(&mut self, answers: bool) {
-        self.answers = answers;
+    pub fn answer(&mut self, answers: Answers) {
+        self.allowance = answers.into();
+    }
+
+    /// Whether more was to be read since the last [`Writer::answer`] than it allowed. Then what was done is done like
+    /// anything else, but in the replies records are missing.
+    pub fn answer_was_cut(&self) -> bool {
+        self.allowance == Allowance::Exceeded
     }
 
     /// Checks a transaction, taking every lease to exist.
@@ -184,9 +190,17 @@ impl Writer {
     /// Shows readers the working state, then tells watchers what changed. Call it after the commit of the batch with
     /// everything staged so far.
     pub fn publish(&mut self) {
+        // Readers first: whoever hears of a revision must be able to read it.
+        if self.show() {
+            self.tell();
+        }
+    }
+
+    /// The half that readers see; whether there was anything to show.
+    pub(crate) fn show(&mut self) -> bool {
         let seen = self.shared.published.load();
         if seen.revision == self.revision && seen.compact == self.compact {
-            return;
+            return false;
         }
         drop(seen);
         self.cache_staged();
@@ -197,7 +211,11 @@ impl Writer {
             epoch: Arc::clone(&self.epoch),
         };
         self.shared.publish(next, std::mem::replace(&mut self.dropped, Dropped::none()));
-        // Readers first: whoever hears of a revision must be able to read it.
+        true
+    }
+
+    /// The half that watchers hear of.
+    pub(crate) fn tell(&mut self) {
         self.shared.hub.publish(&self.staged, self.revision);
         self.staged.clear();
     }
@@ -245,10 +263,13 @@ impl Writer {
                 Op::Delete(delete) => OpReply::Delete(self.write_delete(delete, turn, batch)?),
                 Op::Txn(nested) => OpReply::Txn(self.run(nested, path, turn, operations, batch)?),
                 Op::Range(range) => {
+                    let mut allowance = self.allowance;
                     let state = self.state(self.revision_in(turn));
                     // The check found the revision readable before this transaction, and nothing takes that away.
                     let at = if range.revision > 0 { range.revision } else { state.revision };
-                    OpReply::Range(if self.answers { state.range(range, at)? } else { state.leave_out() })
+                    let result = state.range_allowed(range, at, &mut allowance)?;
+                    self.allowance = allowance;
+                    OpReply::Range(result)
                 }
             });
         }
@@ -260,10 +281,9 @@ impl Writer {
         metrics.puts.add(1);
         let state = self.state(self.revision_in(turn));
         let replaced = state.lookup(&put.key, state.revision);
+        let shown = put.prev_kv && self.allowance.is_open();
         let previous = match replaced {
-            Some(rev) if (put.prev_kv && self.answers) || put.ignore_value || put.ignore_lease => {
-                Some(state.fetch(rev)?)
-            }
+            Some(rev) if shown || put.ignore_value || put.ignore_lease => Some(state.fetch(rev)?),
             Some(_) | None => None,
         };
         // What is to be kept exists, by the check. Were it deleted by this same transaction (which validation
@@ -280,7 +300,8 @@ impl Writer {
             lease: if put.ignore_lease { kept.lease } else { put.lease },
         });
         self.stage(revision, record, batch);
-        Ok(PutReply { prev_kv: previous.filter(|_| put.prev_kv && self.answers), revision: turn.main })
+        let prev_kv = previous.filter(|record| shown && self.allowance.take(record.bytes().len()));
+        Ok(PutReply { prev_kv, revision: turn.main })
     }
 
     fn write_delete(
@@ -304,8 +325,9 @@ impl Writer {
                 std::ops::ControlFlow::Continue(())
             });
         }
-        let prev_kvs =
-            if delete.prev_kv && self.answers { state.fetch_many(&revs, Afterwards::Keep)? } else { Vec::new() };
+        let mut allowance = self.allowance;
+        let prev_kvs = if delete.prev_kv { state.fetch_allowed(&revs, &mut allowance)? } else { Vec::new() };
+        self.allowance = allowance;
         let deleted = keys.len() as i64;
         for key in keys {
             let revision = turn.next();

@@ -5,8 +5,8 @@ mod common;
 
 use common::{Store, between, delete, get, put, single};
 use tally_mvcc::{
-    Compare, CompareResult, CompareTarget, Invalid, KeyRange, Op, OpReply, PutRequest, ReadError, Rejection, TxnReply,
-    TxnRequest,
+    Answers, Compare, CompareResult, CompareTarget, DeleteRequest, Invalid, KeyRange, Op, OpReply, PutRequest,
+    RangeOptions, RangeRequest, ReadError, Rejection, SortOrder, SortTarget, TxnReply, TxnRequest,
 };
 
 fn all(ops: Vec<Op>) -> TxnRequest {
@@ -226,4 +226,50 @@ fn staged_records_that_no_cache_holds_are_read() {
     assert_eq!(store.get(single("k"), 0).kvs[0].value(), large("2").as_bytes());
     assert_eq!(store.get(single("k"), 2).kvs[0].value(), large("1").as_bytes());
     assert!(store.reader.metrics().cache_misses() >= 2);
+}
+
+/// What is read for one reply has one limit, wherever it is read; to keep within it is to notice nothing.
+#[test]
+fn what_a_command_reads_for_its_reply_is_limited() {
+    let mut store = Store::new();
+    for key in 0..1_000 {
+        store.put(&PutRequest::new(format!("k{key:04}"), "value")).unwrap();
+    }
+    store.commit();
+    let fetched = |store: &Store| store.reader.metrics().cache_hits() + store.reader.metrics().cache_misses();
+    let by_value =
+        RangeOptions { sort_order: SortOrder::Descend, sort_target: SortTarget::Value, ..Default::default() };
+    let sorted = RangeRequest { range: between("k02", "k04"), revision: 0, options: by_value };
+    let seen = Op::Put(PutRequest { prev_kv: true, ..PutRequest::new("k0500", "value") });
+    let command = all(vec![
+        get(between("k00", "k02"), 0),
+        seen,
+        Op::Txn(all(vec![Op::Range(sorted), Op::Delete(DeleteRequest { range: between("k08", "l"), prev_kv: true })])),
+        get(between("k04", "k08"), 0),
+    ]);
+    // Of a thousand records, which are about equally long.
+    let bytes = store.get(between("k", "l"), 0).kvs.iter().map(|record| record.bytes().len()).sum::<usize>();
+
+    let before = fetched(&store);
+    store.writer.answer(Answers::UpTo(2 * bytes));
+    let whole = store.txn(&command).unwrap();
+    assert!(!store.writer.answer_was_cut());
+    assert_eq!(fetched(&store) - before, 200 + 1 + 200 + 200 + 400);
+    let OpReply::Txn(inner) = &whole.replies[2] else { panic!("{whole:?}") };
+    let OpReply::Delete(deleted) = &inner.replies[1] else { panic!("{inner:?}") };
+    assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (200, 200));
+
+    // There is nothing left to delete, so this wants 801 records, and may have five hundred.
+    store.writer.answer(Answers::UpTo(bytes / 2));
+    let before = fetched(&store);
+    let cut = store.txn(&command).unwrap();
+    assert!(store.writer.answer_was_cut());
+    let read = fetched(&store) - before;
+    assert!((400..=700).contains(&read), "{read} records were read");
+    assert_eq!((cut.succeeded, cut.revision), (true, whole.revision + 1));
+    // It is so until the next command, and not longer.
+    store.writer.answer(Answers::LeftOut);
+    let before = fetched(&store);
+    assert_eq!(store.txn(&command).unwrap().revision, whole.revision + 2);
+    assert_eq!((fetched(&store) - before, store.writer.answer_was_cut()), (0, false));
 }

@@ -70,6 +70,8 @@ pub(crate) enum Effect {
     None,
     /// It may or may not have one, now or later: read before trying again.
     Unknown,
+    /// It had all of it, and only the answer is missing: do not try again.
+    Done,
 }
 
 /// Why a request was not answered with a result.
@@ -103,6 +105,9 @@ pub(crate) enum ApiError {
     LeaseTtlTooLarge,
     #[error("etcdserver: request is too large")]
     RequestTooLarge,
+    /// A write is done by the time its answer turns out to be so large.
+    #[error("the write was done, but its answer would take more than {limit} bytes: do not repeat it, read in pieces")]
+    AnswerLeftOut { limit: usize },
     /// A message over what etcd's gRPC layer lets through; the text is gRPC's.
     #[error("grpc: received message larger than max ({bytes} vs. {limit})")]
     MessageTooLarge { bytes: usize, limit: usize },
@@ -221,9 +226,11 @@ impl ApiError {
             | Self::LearnerNotReady
             | Self::TooManyLearners
             | Self::AuthNotEnabled => Code::FailedPrecondition,
-            Self::NoSpace | Self::MessageTooLarge { .. } | Self::BodyTooLarge { .. } | Self::TooManyRequests => {
-                Code::ResourceExhausted
-            }
+            Self::NoSpace
+            | Self::AnswerLeftOut { .. }
+            | Self::MessageTooLarge { .. }
+            | Self::BodyTooLarge { .. }
+            | Self::TooManyRequests => Code::ResourceExhausted,
             Self::NoLeader
             | Self::LeaderChanged(_)
             | Self::Stopped(_)
@@ -250,13 +257,14 @@ impl ApiError {
         self.code().status()
     }
 
-    /// Whether a write that was answered so may still take effect.
+    /// Whether a write that was answered so has taken effect, or may still do so.
     pub(crate) fn effect(&self) -> Effect {
         match self {
             Self::LeaderChanged(effect)
             | Self::Stopped(effect)
             | Self::TimedOut(effect, _)
             | Self::DeadlineExceeded(effect) => *effect,
+            Self::AnswerLeftOut { .. } => Effect::Done,
             Self::Unclassified(error) => error.effect(),
             _ => Effect::None,
         }
@@ -309,6 +317,7 @@ impl From<tally_apply::Rejection> for ApiError {
             Rejection::Lease(rejection) => rejection.into(),
             // Only the jobs of a leader propose what counts in one term alone.
             Rejection::OtherTerm { .. } => Self::LeaderChanged(Effect::None),
+            Rejection::RemovesTooMuch { .. } => Self::RequestTooLarge,
             Rejection::NoSpace => Self::NoSpace,
             Rejection::Corrupt => Self::CorruptCluster,
             Rejection::FeatureLevel { .. } => Self::Defect { what: "a client request was judged as a feature level" },

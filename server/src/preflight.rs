@@ -70,9 +70,9 @@ impl Quota {
         self.limit_bytes.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX))
     }
 
-    /// True if the command adds data for which there is no room beside the `allocated_bytes` that the store has. That
+    /// True if the command adds data for which there is no room beside the `occupied_bytes` that the store has. That
     /// figure may be a second old: what is written within it may go over the quota.
-    pub(crate) fn refuses(&self, command: &Command, allocated_bytes: u64) -> bool {
+    pub(crate) fn refuses(&self, command: &Command, occupied_bytes: u64) -> bool {
         let Some(limit) = self.limit_bytes else { return false };
         let added = match command {
             Command::Put(request) => put_cost(request),
@@ -88,7 +88,7 @@ impl Quota {
             | Command::LeaseCheckpoint { .. }
             | Command::LeaseExpire { .. } => 0,
         };
-        added > 0 && allocated_bytes.saturating_add(added) >= limit
+        added > 0 && occupied_bytes.saturating_add(added) >= limit
     }
 
     /// Lets one caller at a time raise the alarm; whoever gets the guard does it.

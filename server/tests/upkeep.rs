@@ -44,6 +44,26 @@ fn over_the_quota_writes_are_refused_until_the_alarm_is_cleared() {
     tally.stop();
 }
 
+/// Keys are in memory whole, and what they take there is no more than the quota however well they are compressed on disk.
+#[test]
+fn keys_that_are_nearly_nothing_on_disk_count_for_the_quota() {
+    let root = directory();
+    let quota = 2_000_000;
+    // Every few entries the state is flushed, so that it is not counted as it is in the tables in memory.
+    let flags = [format!("--quota-backend-bytes={quota}"), "--snapshot-count=5".to_owned()];
+    let tally = launch(&root.path().join("d")).arg(&flags[0]).arg(&flags[1]).start();
+    let mut keys = 0;
+    let refused = common::cluster::eventually("the quota is reached", || {
+        keys += 1;
+        let body = json!({"key": base64(&format!("{}{keys}", "0".repeat(100_000))), "value": base64("v")}).to_string();
+        Some(tally.post("/v3/kv/put", &body)).filter(|answer| answer.status != 200)
+    });
+    assert!(refused.body.contains("etcdserver: mvcc: database space exceeded"), "{}", refused.body);
+    let on_disk = tally.metric("etcd_mvcc_db_total_size_in_bytes");
+    assert!(on_disk < f64::from(quota) / 2.0, "{on_disk} bytes on disk, after {keys} keys");
+    tally.stop();
+}
+
 fn post(client: &mut Client, path: &str, body: &serde_json::Value) -> common::Answer {
     client.request("POST", path, &body.to_string())
 }

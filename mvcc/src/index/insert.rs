@@ -27,7 +27,7 @@ pub(super) fn insert(node: &mut Arc<Node>, key: &[u8], rev: Rev, last: bool) -> 
         if let Err(at) = place
             && leaf.overflows_with(key)
         {
-            return Grown { change: new_key(&rev), parts: cut_with(leaf, at, key, rev, last) };
+            return Grown { change: new_key(key, &rev), parts: cut_with(leaf, at, key, rev, last) };
         }
         // The writer alone makes new references, so a count of 1 cannot grow behind its back.
         if Arc::strong_count(node) > 1 {

@@ -157,7 +157,7 @@ impl Leaf {
                 self.keys.insert(at, key);
                 reserve_stepwise(&mut self.slots, 1, 4);
                 self.slots.insert(at, Slot::new(&rev, 0));
-                new_key(&rev)
+                new_key(key, &rev)
             }
         }
     }
@@ -181,7 +181,7 @@ impl Leaf {
         // The two oldest revisions decide what is due: they change only if this is the second.
         let due = if old.tag == 0 { due(&old_rev, Some(&rev)) } else { i64::MAX };
         let live = u64::from(!rev.is_tombstone()).wrapping_sub(u64::from(!old_rev.is_tombstone()));
-        Summary { live, keys: 0, due, sum: rev.print }
+        Summary { live, keys: 0, bytes: 0, due, sum: rev.print }
     }
 
     /// Moves the recent revisions into the histories.
@@ -305,6 +305,7 @@ impl Leaf {
         Summary {
             live: self.live_in(0..self.len()),
             keys: self.len() as u64,
+            bytes: (0..self.len()).map(|at| self.key(at).len() as u64).sum(),
             due: (0..self.len()).map(|at| self.due(at)).min().unwrap_or(i64::MAX),
             sum: self.sum_in(0..self.len()),
         }
@@ -325,8 +326,9 @@ impl Leaf {
 }
 
 /// What a key that comes in with `rev` adds to the summary.
-pub(super) fn new_key(rev: &Rev) -> Summary {
-    Summary { live: u64::from(!rev.is_tombstone()), keys: 1, due: due(rev, None), sum: rev.print }
+pub(super) fn new_key(key: &[u8], rev: &Rev) -> Summary {
+    let live = u64::from(!rev.is_tombstone());
+    Summary { live, keys: 1, bytes: key.len() as u64, due: due(rev, None), sum: rev.print }
 }
 
 /// The bytes of keys that a leaf of `entries` stores: what their keys, in order, all begin with is stored once.

@@ -11,6 +11,8 @@ pub(super) struct Summary {
     pub(super) live: u64,
     /// All keys, deleted ones that still have a history included.
     pub(super) keys: u64,
+    /// What those keys have in bytes together; where they begin alike it is stored only once, and counted each time.
+    pub(super) bytes: u64,
     /// The smallest compaction revision that would drop anything here; `i64::MAX` if none would.
     pub(super) due: i64,
     /// The sum, mod 2^128, of the fingerprints of all revisions of all keys.
@@ -18,7 +20,7 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    pub(super) const EMPTY: Self = Self { live: 0, keys: 0, due: i64::MAX, sum: 0 };
+    pub(super) const EMPTY: Self = Self { live: 0, keys: 0, bytes: 0, due: i64::MAX, sum: 0 };
 
     /// This and `other` together.
     #[must_use]
@@ -26,6 +28,7 @@ impl Summary {
         Self {
             live: self.live.wrapping_add(other.live),
             keys: self.keys.wrapping_add(other.keys),
+            bytes: self.bytes.wrapping_add(other.bytes),
             due: self.due.min(other.due),
             sum: self.sum.wrapping_add(other.sum),
         }

@@ -31,6 +31,11 @@ impl Tree {
         self.root.summary.keys
     }
 
+    /// What the keys have in bytes together, deleted ones with a history included. O(1).
+    pub(crate) fn key_bytes(&self) -> u64 {
+        self.root.summary.bytes
+    }
+
     /// The sum, mod 2^128, of the fingerprints of all revisions. O(1).
     pub(crate) fn sum(&self) -> u128 {
         self.root.summary.sum
@@ -80,7 +85,7 @@ impl Tree {
         (found.keys, found.sum)
     }
 
-    /// The summary of `start..end`, but for `due`, which cannot be subtracted. `in_leaf` measures the first keys of a
+    /// The summary of `start..end`, but for `due`, which cannot be subtracted; of it, what `in_leaf` measures. `in_leaf` measures the first keys of a
     /// leaf.
     fn between(&self, start: &[u8], end: Option<&[u8]>, in_leaf: impl Fn(&Leaf, usize) -> Summary) -> Summary {
         if end.is_some_and(|end| end <= start) {
@@ -91,6 +96,7 @@ impl Tree {
         Summary {
             live: before_end.live.wrapping_sub(before_start.live),
             keys: before_end.keys.wrapping_sub(before_start.keys),
+            bytes: before_end.bytes.wrapping_sub(before_start.bytes),
             due: i64::MAX,
             sum: before_end.sum.wrapping_sub(before_start.sum),
         }

@@ -24,6 +24,14 @@ const SMALL_COST: i64 = 1_024;
 
 const OTHER_REPLY: ApiError = ApiError::Defect { what: "a command was answered with the reply to another" };
 
+/// What was answered to a write in place of its reply.
+fn no_reply(found: &Reply) -> ApiError {
+    match found {
+        Reply::AnswerTooLarge { limit } => ApiError::AnswerLeftOut { limit: *limit },
+        _ => OTHER_REPLY,
+    }
+}
+
 /// The whole answer to a range, however large.
 pub(crate) async fn range(state: &State, message: RangeMessage) -> Result<Whole, ApiError> {
     let request = readable(state, message).await?;
@@ -59,7 +67,7 @@ pub(crate) async fn put(state: &State, message: PutMessage) -> Result<PutReply, 
     let proposed = state.propose(&Command::Put(wire::put(message)?));
     match proposed.await? {
         (_, Reply::Put(reply)) => Ok(reply),
-        _ => Err(OTHER_REPLY),
+        (_, other) => Err(no_reply(&other)),
     }
 }
 
@@ -67,7 +75,7 @@ pub(crate) async fn delete_range(state: &State, message: DeleteRangeMessage) -> 
     let proposed = state.propose(&Command::DeleteRange(wire::delete_range(message)?));
     match proposed.await? {
         (_, Reply::DeleteRange(reply)) => Ok(reply),
-        _ => Err(OTHER_REPLY),
+        (_, other) => Err(no_reply(&other)),
     }
 }
 
@@ -80,7 +88,7 @@ pub(crate) async fn txn(state: &State, message: TxnMessage) -> Result<TxnReply, 
     let proposed = state.propose(&Command::Txn(request));
     match proposed.await? {
         (_, Reply::Txn(reply)) => Ok(reply),
-        _ => Err(OTHER_REPLY),
+        (_, other) => Err(no_reply(&other)),
     }
 }
 
@@ -217,6 +225,7 @@ mod tests {
     use tally_mvcc::{Compare, CompareResult, CompareTarget, KeyRange, RangeOptions, RangeRequest, RangeResult};
 
     use super::*;
+    use crate::error::Effect;
 
     fn range(end: &'static str, revision: i64, options: RangeOptions) -> TxnRequest {
         let range = KeyRange::new("a".into(), end.into()).unwrap();
@@ -253,6 +262,14 @@ mod tests {
         let compares = |count| TxnRequest { compares: vec![compare(); count], ..TxnRequest::default() };
         assert!(is_small(&compares(1_024)));
         assert!(!is_small(&compares(1_025)));
+    }
+
+    #[test]
+    fn a_write_whose_answer_is_too_large_is_told_that_it_was_done() {
+        let error = no_reply(&Reply::AnswerTooLarge { limit: 5 });
+        assert!(matches!(error, ApiError::AnswerLeftOut { limit: 5 }), "{error}");
+        assert_eq!(error.effect(), Effect::Done);
+        assert!(matches!(no_reply(&Reply::Done), ApiError::Defect { .. }));
     }
 
     fn compare() -> Compare {

@@ -32,7 +32,7 @@ impl State {
     fn ready(&self, command: &Command) -> Result<bool, ApiError> {
         preflight::check_size(command, self.request_bytes_max)?;
         preflight::check_gap(self.node.apply_gap())?;
-        Ok(!self.quota.refuses(command, self.allocated_bytes()))
+        Ok(!self.quota.refuses(command, self.occupied_bytes()))
     }
 
     /// Waits for the outcome. If the time runs out, or the client goes, the proposal is carried out all the same.
@@ -59,7 +59,7 @@ impl State {
         });
         match self.submit(EncodedCommand::encode(&command)).await {
             Ok(_) => tracing::warn!(
-                size_bytes = self.allocated_bytes(),
+                size_bytes = self.occupied_bytes(),
                 quota_bytes = self.quota.reported(),
                 "the store is over its quota: raised the NOSPACE alarm; compact, delete, and disarm it to go on"
             ),

@@ -18,7 +18,7 @@ pub(crate) const SMALL_LIMIT: i64 = 128;
 const WHOLE_RECORDS_MAX: usize = 1_000;
 const WHOLE_BYTES_MAX: usize = 512 * 1024;
 /// The longest message that is sent, as in etcd, and the most that the ranges of a transaction are read.
-pub(crate) const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+pub(crate) const ANSWER_BYTES_MAX: usize = tally_apply::ANSWER_BYTES_MAX;
 /// Work that others do not notice waiting for.
 const UNNOTICED: Duration = Duration::from_micros(100);
 /// Stores of up to so many keys may be walked in place, whatever is asked.

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use hyper::Response;
 use prost::Message;
 use tally_apply::Alarm;
+use tally_mvcc::{OpReply, TxnReply};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
 use crate::api::{ANSWER_BYTES_MAX, Route, State, Whole, auth, cluster, kv, maintenance};
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
+use crate::grpc::messages::PREFIX_BYTES;
 use crate::grpc::reply::{self, Reply};
 use crate::grpc::{Call, concurrency, health, lease, write};
 use crate::proto::etcdserverpb as pb;
@@ -19,6 +21,9 @@ use crate::wire::Members;
 
 /// Answers that are longer are made as they are sent.
 const WHOLE_BYTES_MAX: usize = 256 * 1024;
+
+/// What hears who writes, and has asked for more than may be sent.
+const LEFT_OUT: ApiError = ApiError::AnswerLeftOut { limit: ANSWER_BYTES_MAX };
 
 /// A result.
 enum Answer {
@@ -42,6 +47,7 @@ pub(super) async fn answer(state: &Arc<State>, mut call: Call) -> Response<Reply
             .await
             .unwrap_or(Err(ApiError::DeadlineExceeded(Effect::Unknown))),
     };
+    let result = result.and_then(sendable);
     call.running.end(result.as_ref().err());
     match result {
         Ok(Answer::Whole(message)) => {
@@ -54,6 +60,15 @@ pub(super) async fn answer(state: &Arc<State>, mut call: Call) -> Response<Reply
         }
         Err(error) => reply::refusal(&error),
     }
+}
+
+/// Whatever it answers, and however that was made: nothing is sent whose prefix does not say how long it is.
+fn sendable(answer: Answer) -> Result<Answer, ApiError> {
+    write::sendable(match &answer {
+        Answer::Whole(message) => message.len().saturating_sub(PREFIX_BYTES),
+        Answer::Large(large) => large.bytes,
+    })?;
+    Ok(answer)
 }
 
 async fn run(state: &Arc<State>, call: &mut Call) -> Result<Answer, ApiError> {
@@ -70,19 +85,32 @@ async fn run(state: &Arc<State>, call: &mut Call) -> Result<Answer, ApiError> {
         }
         Route::Put => {
             let reply = kv::put(state, decode::<pb::PutRequest>(message)?.into()).await?;
-            Ok(Answer::Whole(write::put(&state.header(reply.revision), &reply)))
+            let message = write::put(&state.header(reply.revision), &reply);
+            Ok(Answer::Whole(message.map_err(|_| LEFT_OUT)?))
         }
         Route::DeleteRange => {
             let reply = kv::delete_range(state, decode::<pb::DeleteRangeRequest>(message)?.into()).await?;
-            Ok(Answer::Whole(write::delete_range(&state.header(reply.revision), &reply)))
+            let message = write::delete_range(&state.header(reply.revision), &reply);
+            Ok(Answer::Whole(message.map_err(|_| LEFT_OUT)?))
         }
         Route::Txn => {
             let reply = kv::txn(state, decode::<pb::TxnRequest>(message)?.into()).await?;
-            Ok(Answer::Whole(write::txn(&state.header(reply.revision), &reply)))
+            let message = write::txn(&state.header(reply.revision), &reply);
+            Ok(Answer::Whole(message.map_err(|error| if has_written(&reply) { LEFT_OUT } else { error.into() })?))
         }
         // Every call's future is as large as the largest of them; these need not be part of it.
         route => Box::pin(rarer(state, route, message)).await.map(Answer::Whole),
     }
+}
+
+/// Whether a transaction changed anything, by what it answers.
+fn has_written(reply: &TxnReply) -> bool {
+    reply.replies.iter().any(|reply| match reply {
+        OpReply::Range(_) => false,
+        OpReply::Put(_) => true,
+        OpReply::Delete(reply) => reply.deleted > 0,
+        OpReply::Txn(reply) => has_written(reply),
+    })
 }
 
 pub(super) fn decode<M: Message + Default>(message: Bytes) -> Result<M, ApiError> {
@@ -219,4 +247,34 @@ fn range(state: &State, whole: Whole) -> Result<Answer, ApiError> {
     }
     let pieces = Box::new(write::range_in_pieces(&header, result));
     Ok(Answer::Large(Box::new(Large { pieces, bytes, permit })))
+}
+
+#[cfg(test)]
+mod tests {
+    use tally_mvcc::{DeleteReply, PutReply, RangeResult};
+
+    use super::*;
+
+    #[test]
+    fn a_transaction_has_written_if_anything_in_it_has() {
+        let txn = |replies| TxnReply { succeeded: true, replies, revision: 7 };
+        let range = || OpReply::Range(RangeResult::default());
+        let delete = |deleted| OpReply::Delete(DeleteReply { deleted, ..DeleteReply::default() });
+        assert!(!has_written(&txn(vec![])));
+        assert!(!has_written(&txn(vec![range(), delete(0), OpReply::Txn(txn(vec![range()]))])));
+        assert!(has_written(&txn(vec![range(), delete(1)])));
+        assert!(has_written(&txn(vec![OpReply::Txn(txn(vec![range(), OpReply::Put(PutReply::default())])), range()])));
+    }
+
+    #[test]
+    fn what_is_longer_than_may_be_sent_is_refused_however_it_is_made() {
+        let large = |bytes| {
+            let pieces = Box::new(std::iter::empty::<Bytes>());
+            Answer::Large(Box::new(Large { pieces, bytes, permit: None }))
+        };
+        assert!(sendable(Answer::Whole(Bytes::new())).is_ok());
+        assert!(sendable(large(ANSWER_BYTES_MAX)).is_ok());
+        let refused = sendable(large(ANSWER_BYTES_MAX + 1));
+        assert!(matches!(refused, Err(ApiError::Grpc(ProtocolError::AnswerTooLarge { limit: ANSWER_BYTES_MAX, .. }))));
+    }
 }

@@ -9,7 +9,9 @@ use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
 use tally_mvcc::{DeleteReply, OpReply, PutReply, RangeResult, Record, TxnReply};
 
+use crate::api::ANSWER_BYTES_MAX;
 use crate::api::lease::KeptAlive;
+use crate::grpc::error::ProtocolError;
 use crate::grpc::messages::PREFIX_BYTES;
 use crate::proto::etcdserverpb as pb;
 use crate::wire::{Header, Member};
@@ -78,7 +80,20 @@ fn framed(bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     out.into()
 }
 
-/// A buffer with the prefix of a message of so many bytes, and room for `capacity` of them.
+/// The same for what may be too long to be sent: then it is not made.
+fn framed_if_short(bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Result<Bytes, ProtocolError> {
+    sendable(bytes)?;
+    Ok(framed(bytes, write))
+}
+
+/// Refuses a message of more bytes than may be sent, long before the prefix could not say how many they are.
+pub(super) fn sendable(bytes: usize) -> Result<(), ProtocolError> {
+    let limit = ANSWER_BYTES_MAX;
+    if bytes > limit { Err(ProtocolError::AnswerTooLarge { bytes, limit }) } else { Ok(()) }
+}
+
+/// A buffer with the prefix of a message of so many bytes, and room for `capacity` of them. Of more bytes than are
+/// [`sendable`] the prefix may be wrong: nobody may get to see it.
 fn begin(bytes: usize, capacity: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(PREFIX_BYTES + capacity);
     out.put_u8(0);
@@ -107,22 +122,22 @@ pub(super) fn kept_alive(header: &Header<'_>, kept: &KeptAlive) -> Bytes {
     })
 }
 
-pub(super) fn put(header: &Header<'_>, reply: &PutReply) -> Bytes {
-    framed(field_len(header_len(header)) + put_len(reply), |out| {
+pub(super) fn put(header: &Header<'_>, reply: &PutReply) -> Result<Bytes, ProtocolError> {
+    framed_if_short(field_len(header_len(header)) + put_len(reply), |out| {
         put_header(out, header);
         put_fields(out, reply);
     })
 }
 
-pub(super) fn delete_range(header: &Header<'_>, reply: &DeleteReply) -> Bytes {
-    framed(field_len(header_len(header)) + delete_len(reply), |out| {
+pub(super) fn delete_range(header: &Header<'_>, reply: &DeleteReply) -> Result<Bytes, ProtocolError> {
+    framed_if_short(field_len(header_len(header)) + delete_len(reply), |out| {
         put_header(out, header);
         delete_fields(out, reply);
     })
 }
 
-pub(super) fn txn(header: &Header<'_>, reply: &TxnReply) -> Bytes {
-    framed(field_len(header_len(header)) + txn_len(reply), |out| {
+pub(super) fn txn(header: &Header<'_>, reply: &TxnReply) -> Result<Bytes, ProtocolError> {
+    framed_if_short(field_len(header_len(header)) + txn_len(reply), |out| {
         put_header(out, header);
         txn_fields(out, reply);
     })

@@ -135,9 +135,9 @@ proptest! {
     ) {
         check(header_revision, term, |header| vec![
             (range(header, &range_result), expected(&range_message(full(header), &range_result))),
-            (put(header, &put_reply), expected(&put_message(full(header), &put_reply))),
-            (delete_range(header, &delete_reply), expected(&delete_message(full(header), &delete_reply))),
-            (txn(header, &txn_reply), expected(&txn_message(full(header), &txn_reply))),
+            (put(header, &put_reply).unwrap(), expected(&put_message(full(header), &put_reply))),
+            (delete_range(header, &delete_reply).unwrap(), expected(&delete_message(full(header), &delete_reply))),
+            (txn(header, &txn_reply).unwrap(), expected(&txn_message(full(header), &txn_reply))),
             (
                 kept_alive(header, &KeptAlive { revision: header.revision, id, ttl_s: ttl }),
                 expected(&pb::LeaseKeepAliveResponse { header: full(header), id, ttl }),
@@ -158,6 +158,28 @@ proptest! {
             ),
         ]);
     }
+}
+
+/// The records are one and the same, so that these answers take no memory unless they are made.
+#[test]
+fn an_answer_that_no_client_would_take_is_not_made() {
+    let one = record(b"k", &vec![7; 1 << 20]);
+    let identity = Identity::new(CLUSTER, 3);
+    let header = Header { identity: &identity, revision: 9, term: 2 };
+    // Over what may be sent, and over what a prefix can say.
+    for records in [2_048, 4_097] {
+        let reply = DeleteReply { deleted: 1, prev_kvs: vec![one.clone(); records], revision: 9 };
+        let least = records << 20;
+        let too_large = |made: Result<Bytes, ProtocolError>| match made {
+            Err(ProtocolError::AnswerTooLarge { bytes, limit }) => bytes > least && limit == ANSWER_BYTES_MAX,
+            Err(_) | Ok(_) => false,
+        };
+        assert!(too_large(delete_range(&header, &reply)));
+        let inner = TxnReply { succeeded: true, replies: vec![OpReply::Delete(reply)], revision: 9 };
+        let outer = TxnReply { succeeded: true, replies: vec![OpReply::Txn(inner)], revision: 9 };
+        assert!(too_large(txn(&header, &outer)));
+    }
+    assert!(sendable(ANSWER_BYTES_MAX).is_ok() && sendable(ANSWER_BYTES_MAX + 1).is_err());
 }
 
 #[test]

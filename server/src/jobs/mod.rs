@@ -61,6 +61,7 @@ pub(crate) async fn watch_sizes(node: Node, sizes: Arc<Sizes>) {
 
 /// Looks at the size once.
 pub(crate) fn refresh_sizes(node: &Node, sizes: &Sizes) {
+    sizes.keys.store(node.reads().kv().view().key_bytes(), Relaxed);
     match node.store_size() {
         Ok(size) => {
             sizes.allocated.store(size.allocated, Relaxed);

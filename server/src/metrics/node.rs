@@ -20,6 +20,8 @@ pub(crate) struct Sizes {
     pub(crate) allocated: AtomicU64,
     /// Bytes of them that hold live data.
     pub(crate) in_use: AtomicU64,
+    /// Bytes of the keys, which are in memory whole, however little they take on disk.
+    pub(crate) keys: AtomicU64,
 }
 
 /// What the figures are read from.
@@ -134,8 +136,7 @@ impl Table {
             s.status(|status| f64::from(u8::from(status.is_learner)))
         })
         .counter("etcd_server_leader_changes_seen_total", "Changes of the leader seen.", |s| {
-            // The first leader is no change.
-            s.status(|status| status.leader_changes.saturating_sub(1))
+            s.status(|status| status.leader_changes)
         })
         .progress("etcd_server_proposals_committed_total", "Index of the last committed entry.", |p| p.committed)
         .progress("etcd_server_proposals_applied_total", "Index of the last applied entry.", |p| p.applied)

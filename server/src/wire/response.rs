@@ -237,7 +237,7 @@ pub(crate) fn stream_error(out: &mut Vec<u8>, failure: &ApiError) {
     out.extend_from_slice(b"}}\n");
 }
 
-/// The body of an error: the keys of both gateway generations, and whether a write may have happened after all.
+/// The body of an error: the keys of both gateway generations, and whether a write has, or may have, happened after all.
 pub(crate) fn error(error: &ApiError) -> Vec<u8> {
     let message = error.to_string();
     let mut out = Vec::with_capacity(message.len() * 2 + HEADER_BYTES);
@@ -252,11 +252,12 @@ pub(crate) fn error(error: &ApiError) -> Vec<u8> {
     out
 }
 
-/// Whether a write may have happened after all.
+/// Whether a write has, or may have, happened after all.
 fn outcome(out: &mut Vec<u8>, error: &ApiError) {
     match error.effect() {
         Effect::None => {}
         Effect::Unknown => out.extend_from_slice(b",\"outcome\":\"unknown\""),
+        Effect::Done => out.extend_from_slice(b",\"outcome\":\"done\""),
     }
 }
 

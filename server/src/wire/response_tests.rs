@@ -194,6 +194,9 @@ fn errors_have_the_keys_of_both_generations() {
         text(&ApiError::TimedOut(Effect::Unknown, Cause::Unknown)),
         r#"{"error":"etcdserver: request timed out","code":14,"message":"etcdserver: request timed out","outcome":"unknown"}"#
     );
+    let done = text(&ApiError::AnswerLeftOut { limit: 9 });
+    assert!(done.starts_with(r#"{"error":"the write was done, but "#), "{done}");
+    assert!(done.ends_with(r#" more than 9 bytes: do not repeat it, read in pieces","outcome":"done"}"#), "{done}");
 }
 
 /// Members as etcd 3.7.3 showed them.
@@ -227,6 +230,7 @@ fn statuses_are_those_of_the_current_gateway() {
         (ApiError::Compacted, 11, 400),
         (ApiError::LeaseNotFound, 5, 404),
         (ApiError::NoSpace, 8, 429),
+        (ApiError::AnswerLeftOut { limit: 9 }, 8, 429),
         (ApiError::TooManyRequests, 8, 429),
         (ApiError::NoLeader, 14, 503),
         (ApiError::CorruptCluster, 15, 500),

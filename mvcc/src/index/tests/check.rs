@@ -106,6 +106,7 @@ fn summary_of(leaf: &Leaf) -> Summary {
     for at in 0..leaf.len() {
         let revs = leaf.revs(at).collect::<Vec<_>>();
         summary.keys += 1;
+        summary.bytes += leaf.key(at).to_vec().len() as u64;
         summary.live += u64::from(!revs.last().unwrap().is_tombstone());
         summary.due = summary.due.min(due(&revs[0], revs.get(1)));
         summary.sum = revs.iter().fold(summary.sum, |sum, rev| sum.wrapping_add(rev.print));

@@ -64,6 +64,7 @@ impl Model {
         self.assert_same_range(tree, b"", None);
         assert_eq!(tree.live(), self.keys.values().filter(|revs| revs.last().unwrap().version > 0).count() as u64);
         assert_eq!(tree.keys(), self.keys.len() as u64);
+        assert_eq!(tree.key_bytes(), self.keys.keys().map(|key| key.len() as u64).sum());
         assert_eq!((tree.keys(), tree.sum()), tree.sum_range(b"", None));
         for (key, revs) in &self.keys {
             let history = tree.get(key).unwrap();

@@ -87,13 +87,13 @@ impl Rpc {
         }
     }
 
-    /// What a status other than 200 says. Tally marks what it may have done; etcd does not, so nothing is known there.
+    /// What a status other than 200 says. Tally marks what it has done or may have; etcd does not, so nothing is known there.
     fn failure(&self, status: u16) -> Reply {
         let body: Value = serde_json::from_slice(self.parser.body()).unwrap_or_default();
         let message = body["message"].as_str().or(body["error"].as_str()).unwrap_or_default();
         let text = format!("{status} {message}");
         let known = match self.kind {
-            Kind::Tally => !message.is_empty() && body["outcome"].as_str() != Some("unknown"),
+            Kind::Tally => !message.is_empty() && body["outcome"].is_null(),
             Kind::Etcd => {
                 ["too many requests", "not supported for learner", NO_LEASE].iter().any(|end| message.ends_with(end))
             }

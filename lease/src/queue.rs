@@ -223,6 +223,11 @@ impl ExpiryQueue {
         ended
     }
 
+    /// Whether a lease is still the one that was handed out as expired: not one that was granted under its id since then.
+    pub fn is_handed_out(&self, id: i64) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.doomed)
+    }
+
     /// Whether any lease has ended. The first place of `ends` is exact then. O(log n) per lease that was renewed.
     pub fn any_expired(&mut self, now_ms: u64) -> bool {
         while let Some((at, id)) = self.ends.first().copied().filter(|(at, _)| *at <= now_ms) {

@@ -48,6 +48,24 @@ fn a_lease_handed_out_as_expired_is_not_renewed_any_more() {
 }
 
 #[test]
+fn a_lease_granted_anew_is_not_the_one_that_was_handed_out() {
+    let lease = Lease::granted(2);
+    let mut queue = primary([(1, lease), (2, lease)], 0);
+    assert!(!queue.is_handed_out(1));
+    assert_eq!(queue.expired(3_000, 9), [1, 2]);
+    assert!(queue.is_handed_out(1) && queue.is_handed_out(2) && !queue.is_handed_out(3));
+    queue.retry(&[2], 5_000);
+    assert!(queue.is_handed_out(2), "it will be handed out again");
+    for id in [1, 2] {
+        queue.revoked(id);
+        assert!(!queue.is_handed_out(id));
+        queue.granted(id, lease, 3_000);
+        assert!(!queue.is_handed_out(id));
+    }
+    assert_eq!(queue.expired(4_999, 9), []);
+}
+
+#[test]
 fn what_does_not_fit_into_an_answer_comes_with_the_next() {
     let mut queue = primary([], 0);
     (1..=3).for_each(|id| queue.granted(id, Lease::granted(10), 0));

@@ -27,7 +27,7 @@ pub struct SweepLimits {
     pub records: usize,
     /// Wait for views from before the compaction to be dropped. Without it they meet
     /// [`ReadError::Overtaken`](crate::ReadError::Overtaken) where a record is gone. Default true; a caller gives up
-    /// waiting after a time of its own choice.
+    /// waiting after a time of its own choice. They are not waited for again, unless there is another compaction.
     pub wait_for_views: bool,
 }
 
@@ -155,7 +155,10 @@ impl Shared {
         }
         match self.older_epochs_in_use(&seen) {
             0 => {}
-            epochs if limits.wait_for_views => return Ok(SweepProgress::Waiting { epochs }),
+            // Those who were not waited for once have lost what they read: there is nothing to wait for in the next piece.
+            epochs if limits.wait_for_views && self.overrun_by() < seen.compact => {
+                return Ok(SweepProgress::Waiting { epochs });
+            }
             _ => self.overrun(seen.compact),
         }
         let piece = match &sweeper.left {

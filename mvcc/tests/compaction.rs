@@ -249,6 +249,28 @@ fn views_that_are_not_waited_for_say_so() {
     assert!(matches!(view.scan(&latest).unwrap().next_piece(9, 9), Err(ReadError::Overtaken { .. })));
 }
 
+#[test]
+fn who_was_not_waited_for_once_does_not_hold_up_the_rest() {
+    let mut store = Store::new();
+    for value in 0..10 {
+        store.set("a", &value.to_string());
+    }
+    let view = store.reader.view();
+    store.set("a", "last");
+    store.compact_now(12);
+    let at_once = SweepLimits { wait_for_views: false, ..ONE };
+    assert_eq!(store.reader.sweep(ONE).unwrap(), SweepProgress::Waiting { epochs: 1 });
+    let one = SweepProgress::More { examined: 1, deleted: 1 };
+    assert_eq!(store.reader.sweep(at_once).unwrap(), one);
+    assert_eq!(store.sweep_all(), 9, "without a view to wait for any more");
+    // A new compaction is a new question.
+    store.set("a", "more");
+    store.compact_now(13);
+    assert_eq!(store.reader.sweep(ONE).unwrap(), SweepProgress::Waiting { epochs: 1 });
+    drop(view);
+    assert_eq!(store.sweep_all(), 1);
+}
+
 /// Rows 11 and 17: a compaction staged in the same batch already refuses what follows it, before anything is committed.
 #[test]
 fn a_staged_compaction_counts_at_once() {

@@ -45,6 +45,8 @@ struct Index {
     /// Every attached stream, by a number of its own.
     streams: BTreeMap<i64, Arc<Signal>>,
     next_stream: i64,
+    /// Streams to be woken by the next publication whatever it touches.
+    behind: BTreeSet<i64>,
     closed: bool,
     /// Kept to be used again.
     touched: Vec<Touched>,
@@ -81,6 +83,7 @@ impl Hub {
             kept_bytes: 0,
             streams: BTreeMap::new(),
             next_stream: 0,
+            behind: BTreeSet::new(),
             closed: false,
             touched: Vec::new(),
         };
@@ -90,6 +93,16 @@ impl Hub {
     /// Every event up to this revision has been put where its watchers find it.
     pub(super) fn notified(&self) -> i64 {
         self.notified.load(Ordering::Acquire)
+    }
+
+    /// Wakes a stream when the hub has got further, unless it is at `revision` already: then true.
+    pub(super) fn wakes_at(&self, revision: i64, signal: &Signal) -> bool {
+        let mut index = lock(&self.index);
+        let is_there = self.notified() >= revision;
+        if !is_there {
+            index.behind.insert(signal.number());
+        }
+        is_there
     }
 
     /// Tells watchers of what was just published: `staged`, in order, up to `revision`.
@@ -104,6 +117,8 @@ impl Hub {
             }
             // Under the lock, so that a topic made next begins with the revision after this one.
             self.notified.store(revision, Ordering::Release);
+            let Index { behind, streams, .. } = &mut *index;
+            wakers.extend(std::mem::take(behind).iter().filter_map(|number| streams.get(number)?.ring()));
         }
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -125,7 +140,9 @@ impl Hub {
     }
 
     pub(super) fn leave(&self, signal: &Signal) {
-        if lock(&self.index).streams.remove(&signal.number()).is_some() {
+        let mut index = lock(&self.index);
+        index.behind.remove(&signal.number());
+        if index.streams.remove(&signal.number()).is_some() {
             self.figures.streams.sub(1);
         }
     }

@@ -66,15 +66,9 @@ impl Progress {
         }
     }
 
-    /// Whether `revision` may be told of all watchers, if all are level; then it counts as told. O(log n).
-    fn tell(&mut self, revision: i64) -> bool {
-        let last = self.waiting.as_ref().and_then(|waiting| waiting.last());
-        let is_waited_for = last.is_some_and(|(start, _)| *start > revision);
-        if is_waited_for || self.seen > revision {
-            return false;
-        }
-        self.seen = revision;
-        true
+    /// Whether some watcher waits for a revision beyond this one. O(log n).
+    fn is_waited_for(&self, revision: i64) -> bool {
+        self.waiting.as_ref().and_then(|waiting| waiting.last()).is_some_and(|(start, _)| *start > revision)
     }
 }
 
@@ -96,11 +90,26 @@ impl WatchStream {
             }
             due.into_iter().for_each(|id| self.post(Delivery::Progress { id: Some(id), revision: told }));
         }
-        if self.progress.requests > 0 && self.lagging == 0 {
-            let requests = std::mem::take(&mut self.progress.requests);
-            if !self.watchers.is_empty() && self.progress.tell(told) {
-                (0..requests).for_each(|_| self.post(Delivery::Progress { id: None, revision: told }));
-            }
+        if self.progress.requests == 0 || self.lagging > 0 || self.sees_more_than(told) {
+            return;
         }
+        let requests = std::mem::take(&mut self.progress.requests);
+        if !self.watchers.is_empty() && !self.progress.is_waited_for(told) {
+            self.progress.seen = told;
+            (0..requests).for_each(|_| self.post(Delivery::Progress { id: None, revision: told }));
+        }
+    }
+
+    /// Whether somebody has seen more than the hub was told of: history shows a revision a moment before its events are in
+    /// the logs, and a store that replaces another one may not be as far.
+    fn sees_more_than(&self, told: i64) -> bool {
+        !self.watchers.is_empty() && self.progress.seen > told
+    }
+
+    /// Whether requests are left only because the hub has got so far by now; if they have to wait for that, it will wake this
+    /// stream, which no event may do.
+    pub(super) fn hub_has_caught_up(&self) -> bool {
+        let waits = self.progress.requests > 0 && self.lagging == 0 && self.sees_more_than(self.shared.hub.notified());
+        waits && self.shared.hub.wakes_at(self.progress.seen, &self.signal)
     }
 }

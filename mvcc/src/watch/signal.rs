@@ -81,6 +81,11 @@ impl Signal {
         state.waker.take()
     }
 
+    /// Whom to wake, if the stream sleeps, although there may be no news.
+    pub(super) fn ring(&self) -> Option<Waker> {
+        lock(&self.state).waker.take()
+    }
+
     /// Notes that the store is closed.
     pub(super) fn close(&self) -> Option<Waker> {
         let mut state = lock(&self.state);

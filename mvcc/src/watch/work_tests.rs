@@ -1,7 +1,8 @@
 //! How much is looked at for what clients may ask for again and again: counted, not timed.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use tally_backend::{Applied, Backend, Config, Identity};
 
@@ -30,13 +31,18 @@ impl Store {
     }
 
     fn set(&mut self, key: &str) -> i64 {
+        let revision = self.commit(key);
+        self.writer.publish();
+        revision
+    }
+
+    fn commit(&mut self, key: &str) -> i64 {
         let mut batch = self.backend.batch();
         let reply = self.writer.put(&PutRequest::new(key.to_owned(), "v"), &mut batch).expect("a put");
         self.writer.stage_meta(&mut batch);
         self.index += 1;
         let at = Applied { index: self.index, term: 1, root: self.writer.root(), ..Applied::default() };
         batch.commit(&at).expect("a commit");
-        self.writer.publish();
         reply.revision
     }
 }
@@ -86,6 +92,37 @@ fn requests_for_progress_look_at_no_watcher() {
         assert_eq!(ask(&mut stream), Some(revision));
     }
     assert_eq!((stream.watchers(), stream.watchers.walked.get()), (MANY as usize, 0));
+}
+
+#[derive(Default)]
+struct Bell(AtomicBool);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Readers see a revision before its events are distributed, which may take a while; who asks in between asks only once.
+#[test]
+fn who_asks_while_a_revision_is_told_is_answered_when_it_was() {
+    let mut store = Store::new();
+    let mut stream = store.reader.watch_stream(WatchLimits::default());
+    store.set("key");
+    let revision = store.commit("other");
+    assert!(store.writer.show());
+    stream.create(spec("key".to_owned())).expect("a watcher");
+    stream.request_progress();
+    let bell = Arc::new(Bell::default());
+    let waker = Waker::from(Arc::clone(&bell));
+    for _ in 0..2 {
+        assert!(stream.poll_next(&mut Context::from_waker(&waker)).is_pending());
+        assert!(!bell.0.load(Ordering::Relaxed));
+    }
+    store.writer.tell();
+    assert!(bell.0.load(Ordering::Relaxed), "nothing else may wake it");
+    assert!(matches!(drain(&mut stream)[..], [Delivery::Progress { id: None, revision: told }] if told == revision));
+    assert!(drain(&mut stream).is_empty());
 }
 
 #[test]

@@ -121,14 +121,22 @@ impl Lessor {
             state.queue.expired(now_ms, EXPIRIES_PER_TICK)
         };
         for ids in ended.chunks(EXPIRIES_PER_COMMAND) {
-            self.expire(term, ids).await;
+            // While the last ones were revoked, these may have been, by clients that have granted them anew.
+            let ids: Vec<i64> = {
+                let mut state = self.lock();
+                state.follow(&self.clock);
+                ids.iter().copied().filter(|id| state.queue.is_handed_out(*id)).collect()
+            };
+            if !ids.is_empty() {
+                self.expire(term, ids).await;
+            }
         }
         self.lock().follow(&self.clock);
         self.turn();
     }
 
-    async fn expire(&self, term: u64, ids: &[i64]) {
-        let command = Command::LeaseExpire { term, ids: ids.to_vec() };
+    async fn expire(&self, term: u64, ids: Vec<i64>) {
+        let command = Command::LeaseExpire { term, ids: ids.clone() };
         match self.node.propose(EncodedCommand::encode(&command)).await.map(|outcome| outcome.result) {
             Ok(Ok(Reply::LeaseExpire { revoked })) => {
                 self.expired.fetch_add(revoked, Ordering::Relaxed);
@@ -140,7 +148,7 @@ impl Lessor {
             Ok(Err(rejection)) => tracing::warn!(%rejection, leases = ids.len(), "leases were not expired"),
             Err(error) => tracing::warn!(%error, leases = ids.len(), "leases were not expired; tried again"),
         }
-        self.lock().queue.retry(ids, self.clock.now_ms() + RETRY_MS);
+        self.lock().queue.retry(&ids, self.clock.now_ms() + RETRY_MS);
     }
 
     /// Notes what is left of leases of which much has passed.

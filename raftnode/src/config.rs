@@ -8,6 +8,14 @@ use openraft::SnapshotPolicy;
 use crate::peer::{NetConfig, NetworkObserver};
 use crate::state_machine::ApplyObserver;
 
+/// Bytes of the largest command that any member of a cluster may propose, which is the most that
+/// [`Config::command_bytes_max`] may be: 256 MiB for a request, and what is around it.
+///
+/// What is proposed here is limited by this member's own settings. What comes from other members, and what is stored,
+/// is limited by this alone: they may have been given other settings, and an entry that a follower does not take for
+/// its size could never be replicated to it, nor anything behind it.
+pub const COMMAND_BYTES_MAX: usize = 257 << 20;
+
 /// A member of a new cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Founder {
@@ -62,7 +70,8 @@ pub struct Config {
     /// Bytes of log that a member may lack while it is being sent them; also what the log may grow by while a snapshot is
     /// being sent. One that lacks more gets a snapshot instead. Default 512 MiB.
     pub lag_bytes_max: u64,
-    /// What one command may take. Default 12 MiB; the log's own limit for an entry must be higher.
+    /// What one command may take that is proposed here, or that other members forward while this one leads. Default
+    /// 12 MiB, at most [`COMMAND_BYTES_MAX`].
     pub command_bytes_max: usize,
     /// Proposals that wait to be batched. Default 10,000; more are refused.
     pub queue_entries_max: usize,
@@ -70,7 +79,8 @@ pub struct Config {
     pub queue_bytes_max: u64,
     /// Proposals handed to consensus together. Default 1,024.
     pub batch_entries_max: usize,
-    /// Bytes of proposals handed to consensus together; a single larger one is a batch. Default 4 MiB.
+    /// Bytes of proposals handed to consensus together; a single larger one is a batch. Default 4 MiB, at most
+    /// [`COMMAND_BYTES_MAX`].
     pub batch_bytes_max: usize,
     /// Batches under way at the same time. Default 1: while one is being made durable the next one grows, which was
     /// measured to cost the least per proposal.
@@ -138,6 +148,16 @@ pub enum ConfigError {
         /// The setting.
         field: &'static str,
     },
+    /// A limit is more than other members take.
+    #[error("{field} is {given}, the most is {limit}")]
+    TooLarge {
+        /// The setting.
+        field: &'static str,
+        /// The value given.
+        given: usize,
+        /// The most that it may be.
+        limit: usize,
+    },
     /// Followers would stand for election between two heartbeats.
     #[error("election_ms is {election_ms}, at least 5 times heartbeat_ms ({heartbeat_ms}) is needed")]
     ElectionTooShort {
@@ -172,8 +192,6 @@ impl Config {
     /// The limits of the transport. A peer that answers no ping within an election timeout is as good as gone.
     pub(crate) fn net(&self) -> NetConfig {
         NetConfig {
-            command_bytes_max: self.command_bytes_max,
-            batch_bytes_max: self.batch_bytes_max,
             connect_timeout: Duration::from_millis(self.election_ms),
             read_timeout: Duration::from_millis(self.peer_read_timeout_ms),
             write_timeout: Duration::from_millis(self.peer_write_timeout_ms),
@@ -200,6 +218,10 @@ impl Config {
         ];
         if let Some((field, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
             return Err(ConfigError::Zero { field });
+        }
+        let at_most = [("command_bytes_max", self.command_bytes_max), ("batch_bytes_max", self.batch_bytes_max)];
+        if let Some((field, given)) = at_most.into_iter().find(|(_, given)| *given > COMMAND_BYTES_MAX) {
+            return Err(ConfigError::TooLarge { field, given, limit: COMMAND_BYTES_MAX });
         }
         let (election_ms, heartbeat_ms) = (self.election_ms, self.heartbeat_ms);
         if election_ms < heartbeat_ms.saturating_mul(5) {
@@ -247,6 +269,11 @@ mod tests {
         assert_eq!(config.validate(), Err(ConfigError::ElectionTooShort { election_ms: 499, heartbeat_ms: 100 }));
         let config = Config { queue_entries_max: 0, ..Config::default() };
         assert_eq!(config.validate(), Err(ConfigError::Zero { field: "queue_entries_max" }));
+        let largest = Config { command_bytes_max: COMMAND_BYTES_MAX, ..Config::default() };
+        largest.validate().unwrap();
+        let (given, limit) = (COMMAND_BYTES_MAX + 1, COMMAND_BYTES_MAX);
+        let config = Config { command_bytes_max: given, ..Config::default() };
+        assert_eq!(config.validate(), Err(ConfigError::TooLarge { field: "command_bytes_max", given, limit }));
     }
 
     #[test]

@@ -68,7 +68,7 @@ mod types;
 mod watermark;
 
 pub use ask::{AskError, LeaderHandler};
-pub use config::{ApplyLimits, Config, ConfigError, Founder};
+pub use config::{ApplyLimits, COMMAND_BYTES_MAX, Config, ConfigError, Founder};
 pub use entry::{EntryView, MembershipView, describe_entry};
 pub use member::{ClusterView, MemberChange, MemberError, PeerMember, TransferError};
 pub use node::{Node, ShutdownError};

@@ -90,14 +90,15 @@ pub enum MemberError {
     /// A voter has not been heard of for a while.
     #[error("a voter has not been heard of for an election timeout: the cluster is not healthy enough to change")]
     Unhealthy,
-    /// Another change is under way.
+    /// Another change is under way, for as long as a request may wait; nothing was changed.
     #[error("another membership change is under way: try again")]
     Busy,
     /// There is no leader at the moment; nothing was changed.
     #[error("there is no leader; try again")]
     NoLeader,
-    /// Leadership was lost, or the leader could not be heard, while the change was under way: **it may have happened**.
-    #[error("the change was under way when its leader was lost: list the members to see whether it happened")]
+    /// Leadership was lost while the change was under way, or its end was not heard of in time: **it may have
+    /// happened**.
+    #[error("the change was begun and its end was not seen: list the members to see whether it happened")]
     Unclear,
     /// The node is stopping.
     #[error("the node is stopping")]

@@ -167,9 +167,9 @@ impl Node {
             leadership: leadership.clone(),
             shared: Arc::clone(&shared),
             live: Arc::clone(&live),
-            turn: tokio::sync::Mutex::new(()),
+            turn: Arc::default(),
         });
-        let (finishing, stopping) = (Arc::clone(&changes).finish_what_others_began(), raised(stop.subscribe()));
+        let (finishing, stopping) = (Arc::clone(&changes).finish_what_was_begun(), raised(stop.subscribe()));
         tokio::spawn(async move {
             tokio::select! {
                 () = finishing => {}
@@ -311,8 +311,9 @@ impl Node {
         effective_members(&self.inner.raft)
     }
 
-    /// Changes the membership. May be asked of any member; the leader carries it out, one change at a time. A change that
-    /// nobody waits for any more goes on.
+    /// Changes the membership. May be asked of any member; the leader carries it out, one change at a time: this waits
+    /// for those of others as long as a request may wait. A change that was begun goes on if nobody waits for it any
+    /// more.
     ///
     /// # Errors
     /// [`MemberError`]; after all but [`MemberError::Unclear`] nothing was changed.
@@ -470,3 +471,7 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "tests/membership.rs"]
+mod tests;

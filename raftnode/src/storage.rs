@@ -20,6 +20,7 @@ use tally_backend::{Applied, Backend, Identity};
 use tally_wal::dump::{self, RecordType, RecordView, ScanOptions};
 use tally_wal::{Fs, LogPosition, Metadata, RealFs, Recovered, Wal};
 
+use crate::config::COMMAND_BYTES_MAX;
 use crate::snapshot::{finish_install, incoming_dir};
 
 /// Where a member's data is and how to open it.
@@ -36,7 +37,7 @@ pub struct StorageOptions {
     pub new_directory_uuid: [u8; 16],
     /// The file system of the log; a test's one breaks on demand.
     pub wal_fs: Arc<dyn Fs>,
-    /// The log's settings; its `metadata` is filled in here.
+    /// The log's settings. Its `metadata` is filled in here, and it takes entries of [`COMMAND_BYTES_MAX`] at least.
     pub wal: tally_wal::Config,
     /// The store's settings; path and identity are filled in here.
     pub backend: tally_backend::Config,
@@ -272,7 +273,9 @@ pub fn open_storage(options: StorageOptions) -> Result<Storage, OpenError> {
         member_id: options.member_id,
         directory_uuid: options.new_directory_uuid,
     });
-    let wal_config = tally_wal::Config { metadata, ..options.wal.clone() };
+    // The leader's limit for what is proposed may be higher than this member's: whatever it is, its entries are taken.
+    let entry_bytes_max = options.wal.entry_bytes_max.max(COMMAND_BYTES_MAX);
+    let wal_config = tally_wal::Config { metadata, entry_bytes_max, ..options.wal.clone() };
     let (mut wal, mut recovered) = Wal::open(Arc::clone(&options.wal_fs), &wal_dir, wal_config).map_err(wal_error)?;
     check_identity(&wal_dir, &recovered.metadata, options.cluster_id, options.member_id)?;
     if let Some(torn) = &recovered.torn {

@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 
 use crate::api;
-use crate::config::{API_VERSION, Config, Url, VERSION};
+use crate::config::{API_VERSION, Allowed, Config, Url, VERSION};
 use crate::datadir::{self, DataDirError};
 use crate::grpc::Grpc;
 use crate::health::{Health, version_routes};
@@ -212,6 +212,7 @@ impl Server {
         network: Arc<Network>,
     ) -> Result<Server, StartError> {
         let (clients, peers) = Limits::within_descriptors();
+        let clients = clients.for_requests_of(config.request_timeout());
         let connections = Arc::new(Connections::new(clients));
         let peer_connections = Arc::new(Connections::new(peers));
         let sizes = Arc::new(Sizes::default());
@@ -288,7 +289,9 @@ impl Server {
         // The others may be waiting for this member's vote.
         let peer_routes = Arc::new(Front::for_peers(server.node.peer_router().merge(version_routes())));
         server.peers.serve(listeners.peers, &peer_routes, "serving peer traffic")?;
-        server.clients.serve(listeners.metrics, &Arc::new(front(watched)), "serving metrics and health")?;
+        // Nothing there can be read or changed, and probes ask by whatever address they know.
+        let metrics_front = Front::new(watched, Allowed::All, config.cors.clone());
+        server.clients.serve(listeners.metrics, &Arc::new(metrics_front), "serving metrics and health")?;
         Ok(server)
     }
 
@@ -403,8 +406,6 @@ fn storage_options(config: &Config, observed: &Arc<Observed>) -> StorageOptions 
     options.wal_dir.clone_from(&config.wal_dir);
     options.wal.sync = !config.unsafe_no_fsync;
     options.wal.observer = Some(observed.clone());
-    let entry_bytes = usize::try_from(entry_bytes(config) + ENTRY_OVERHEAD_BYTES).unwrap_or(usize::MAX);
-    options.wal.entry_bytes_max = options.wal.entry_bytes_max.max(entry_bytes);
     options.backend.observer = Some(observed.clone());
     options.kv.sweep_observer = Some(observed.clone());
     options

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
+use crate::config::Invocation;
 
 /// No test takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -161,4 +162,20 @@ async fn who_waits_for_a_lock_may_do_so_for_long_and_who_does_not_say_for_which_
         ask_json(&server, "/v3/kv/deleterange", &freed).await;
     }
     server.shutdown().await.unwrap();
+}
+
+/// Members may have been given different limits, and each takes what any other one lets through.
+#[test]
+fn the_largest_request_that_can_be_allowed_is_a_command_that_every_member_takes() {
+    const LARGEST: u64 = 256 << 20;
+    let with_limit = |bytes: u64| {
+        let args = [format!("--max-request-bytes={bytes}")];
+        Config::from_args(&args, std::iter::empty()).map(|invocation| match invocation {
+            Invocation::Serve(config) => config,
+            Invocation::Print(text) => panic!("{text}"),
+        })
+    };
+    let config = with_limit(LARGEST).unwrap();
+    assert!(entry_bytes(&config) <= tally_raftnode::COMMAND_BYTES_MAX as u64);
+    with_limit(LARGEST + 1).unwrap_err();
 }

@@ -4,8 +4,9 @@
 //! that has left gets a tombstone in the replicated state, so that it is never used again and a process that still runs
 //! under it can be told.
 //!
-//! Voters change by joint consensus. A leader that finds the cluster in the middle of a change, because the one who
-//! began it is gone, finishes it; it also puts up tombstones that are missing.
+//! Voters change by joint consensus, which is two entries. A leader that finds the cluster between the two finishes the
+//! change, whether another leader left it so or its own second entry was refused; it also puts up tombstones that are
+//! missing. It looks for both for as long as it leads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, Fatal, RaftError};
 use tally_apply::Command;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::leadership::{Leader, Leadership};
 use crate::barrier::{Barrier, BarrierError};
@@ -35,6 +36,8 @@ const HEALTHY_WITHIN: Duration = Duration::from_secs(5);
 const LEARNER_READY_PERCENT: u64 = 90;
 /// How often a change that cannot be committed yet is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// How often a leader looks whether something was begun and is not finished.
+const UNFINISHED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What changes are made with.
 pub(crate) struct Changes {
@@ -50,13 +53,14 @@ pub(crate) struct Changes {
     pub(crate) shared: Arc<Shared>,
     pub(crate) live: SharedLive,
     /// One change at a time.
-    pub(crate) turn: Mutex<()>,
+    pub(crate) turn: Arc<Mutex<()>>,
 }
 
 type Written = Result<(), RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
 
 impl Changes {
-    /// Carries out a change on whichever member leads.
+    /// Carries out a change on whichever member leads, after those of others. Does not begin it once the time of a
+    /// request is over.
     pub(crate) async fn change(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
         let deadline = Instant::now() + self.timeout;
         let mut leadership = self.leadership.clone();
@@ -64,12 +68,12 @@ impl Changes {
             let leader = leadership.now();
             let error = match leader {
                 Leader::Nobody => MemberError::NoLeader,
-                Leader::Here { .. } => match self.carry_out(change.clone()).await {
-                    Err(error @ MemberError::NoLeader) => error,
+                Leader::Here { .. } => match self.carry_out(change.clone(), deadline).await {
+                    Err(error @ (MemberError::NoLeader | MemberError::Busy)) => error,
                     result => return result,
                 },
                 Leader::There { id, .. } => match self.net.change_members(id, &change).await {
-                    Ok(Err(error @ MemberError::NoLeader)) => error,
+                    Ok(Err(error @ (MemberError::NoLeader | MemberError::Busy))) => error,
                     Ok(result) => return result,
                     Err(CallError::NotSent { .. }) => MemberError::NoLeader,
                     Err(CallError::Unclear { .. }) => return Err(MemberError::Unclear),
@@ -81,33 +85,46 @@ impl Changes {
         }
     }
 
-    /// Carries out a change on this member, which must lead. Goes on, and finishes, if nobody waits for it any more.
-    pub(crate) async fn carry_out(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
-        let this = Arc::clone(self);
-        let task = tokio::spawn(async move {
-            let _turn = this.turn.lock().await;
-            this.make(change).await
-        });
-        task.await.unwrap_or(Err(MemberError::Stopped))
+    /// Carries out a change that another member asks this one for.
+    pub(crate) async fn carry_out_for_member(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
+        self.carry_out(change, Instant::now() + self.timeout).await
     }
 
-    async fn make(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
+    /// Carries out a change on this member, which must lead. Once begun it goes on, and finishes, even if nobody waits
+    /// any more.
+    async fn carry_out(self: &Arc<Self>, change: MemberChange, deadline: Instant) -> Result<(), MemberError> {
+        // Until it is begun nothing has happened, and whoever asks is told so. From then on only its end says more.
+        let turn = timeout_at(deadline, Arc::clone(&self.turn).lock_owned()).await.map_err(|_| MemberError::Busy)?;
         if !matches!(self.leadership.now(), Leader::Here { .. }) {
             return Err(MemberError::NoLeader);
         }
         // What is looked at below must not be older than what other members have been told.
-        self.barrier.join().await.map_err(|error| match error {
+        let confirmed = timeout_at(deadline, self.barrier.join()).await.unwrap_or(Err(BarrierError::NoQuorum));
+        confirmed.map_err(|error| match error {
             BarrierError::NoLeader | BarrierError::NoQuorum => MemberError::NoLeader,
             BarrierError::Stopped => MemberError::Stopped,
             BarrierError::Fatal(error) => MemberError::Fatal(error),
         })?;
+        let this = Arc::clone(self);
+        let making = tokio::spawn(async move {
+            let _turn = turn;
+            this.make(change).await
+        });
+        match timeout_at(deadline, making).await {
+            Ok(made) => made.unwrap_or(Err(MemberError::Stopped)),
+            Err(_) => Err(MemberError::Unclear),
+        }
+    }
+
+    async fn make(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
         let mut membership = self.effective().await?;
-        if membership.get_joint_config().len() > 1 {
-            // Its second half was refused, by a moment without a majority.
+        if is_joint(&membership) || !self.unburied(&membership).is_empty() {
+            // What is left of an earlier change comes first: whoever asks for that one again, and hears that there is
+            // no such member any more, can rely on it.
             self.finish().await;
             membership = self.effective().await?;
         }
-        if membership.get_joint_config().len() > 1 {
+        if is_joint(&membership) {
             return Err(MemberError::Busy);
         }
         match change {
@@ -207,7 +224,7 @@ impl Changes {
         Ok(())
     }
 
-    /// Puts up a tombstone. If that fails, the next leader does it.
+    /// Puts up a tombstone. If that fails, and the member is still recorded as one, the next look does it.
     async fn bury(&self, id: u64) {
         let command = EncodedCommand::encode(&Command::RemoveMember { id });
         let buried = match self.proposals.submit(command) {
@@ -215,7 +232,7 @@ impl Changes {
             Err(_) => false,
         };
         if !buried {
-            tracing::warn!(member = format!("{id:x}"), "a removed member is not recorded yet; the next leader does it");
+            tracing::warn!(member = format!("{id:x}"), "a removed member is not recorded as such; it is tried again");
         }
     }
 
@@ -294,7 +311,7 @@ impl Changes {
 
     /// What came of a change of the membership that was `before` it.
     ///
-    /// A change of voters is two entries. When the second one is refused the first one stands, and whoever leads next
+    /// A change of voters is two entries. When the second one is refused the first one stands, and whoever leads
     /// finishes the change: then it must not be said that nothing has happened.
     async fn settle(&self, before: &Membership, written: Written) -> Result<(), MemberError> {
         let error = match written {
@@ -313,8 +330,9 @@ impl Changes {
         self.shared.fatal.get().map_or(MemberError::Stopped, MemberError::Fatal)
     }
 
-    /// Finishes, whenever this member begins to lead, what earlier leaders left unfinished. Runs until dropped.
-    pub(crate) async fn finish_what_others_began(self: Arc<Self>) {
+    /// Finishes what was begun and left unfinished: when this member begins to lead, and as long as it leads. Runs
+    /// until dropped.
+    pub(crate) async fn finish_what_was_begun(self: Arc<Self>) {
         let mut leadership = self.leadership.clone();
         let mut leader = leadership.now();
         loop {
@@ -322,29 +340,80 @@ impl Changes {
                 let _turn = self.turn.lock().await;
                 self.finish().await;
             }
-            leader = leadership.other(leader).await;
+            loop {
+                tokio::select! {
+                    other = leadership.other(leader) => {
+                        leader = other;
+                        break;
+                    }
+                    () = sleep(UNFINISHED_INTERVAL), if matches!(leader, Leader::Here { .. }) => {}
+                }
+                // Whoever has the turn looks at this first.
+                if self.is_unfinished()
+                    && let Ok(_turn) = self.turn.try_lock()
+                {
+                    self.finish().await;
+                }
+            }
         }
     }
 
+    /// Whether there seems to be something to finish; costs no question to anybody.
+    fn is_unfinished(&self) -> bool {
+        let in_force = Arc::clone(&self.raft.server_metrics().borrow_watched().membership_config);
+        is_joint(in_force.membership()) || !self.unburied(in_force.membership()).is_empty()
+    }
+
+    /// Those who are recorded as members and are none.
+    fn unburied(&self, membership: &Membership) -> Vec<u64> {
+        let recorded = self.live.load().reads.members();
+        recorded.iter().map(|member| member.id).filter(|id| membership.get_node(id).is_none()).collect()
+    }
+
+    /// Finishes a change that is between its two entries, and puts up the tombstones that are missing. Only for who has
+    /// the turn. What fails stays unfinished, and is found again.
     async fn finish(&self) {
         // Everything of earlier terms is applied after this.
         if self.barrier.join().await.is_err() {
             return;
         }
-        let Ok(membership) = self.effective().await else { return };
-        if membership.get_joint_config().len() > 1 {
+        let Some(before) = self.committed().await else { return };
+        let mut after = None;
+        if is_joint(&before) {
             tracing::info!("finishing a membership change that was begun before");
             let nothing_more = ChangeMembers::AddVoterIds(BTreeSet::new());
             if let Err(error) = self.raft.change_membership(nothing_more, false).await {
-                tracing::warn!(%error, "the membership change is not finished; the next leader tries again");
+                tracing::warn!(%error, "the membership change is not finished yet; it is tried again");
+                return;
+            }
+            after = self.committed().await;
+            if after.is_none() {
                 return;
             }
         }
-        let members = self.live.load().reads.members();
-        for gone in members.iter().filter(|member| membership.get_node(&member.id).is_none()) {
-            self.bury(gone.id).await;
+        let after = after.as_ref().unwrap_or(&before);
+        // Who leaves with this change may not have a record yet.
+        let left = before.nodes().map(|(id, _)| *id).filter(|id| after.get_node(id).is_none());
+        let gone: BTreeSet<u64> = left.chain(self.unburied(after)).collect();
+        for id in gone {
+            self.bury(id).await;
         }
     }
+
+    /// The membership in force, if it is committed. If not, whoever wrote it is about to go on with it; and nobody may
+    /// be buried for a change that could still be taken back.
+    async fn committed(&self) -> Option<Membership> {
+        let committed = self.raft.with_raft_state(|state| {
+            let (effective, committed) = (state.membership_state.effective(), state.membership_state.committed());
+            (effective.log_id() == committed.log_id()).then(|| effective.membership().clone())
+        });
+        committed.await.ok().flatten()
+    }
+}
+
+/// Between the two entries of a change of voters.
+fn is_joint(membership: &Membership) -> bool {
+    membership.get_joint_config().len() > 1
 }
 
 fn quorum(voters: usize) -> usize {

@@ -126,7 +126,7 @@ impl Host for Inside {
 
     fn change_members(&self, change: MemberChange) -> BoxFuture<Result<(), MemberError>> {
         let changes = Arc::clone(&self.changes);
-        async move { changes.carry_out(change).await }.boxed()
+        async move { changes.carry_out_for_member(change).await }.boxed()
     }
 
     fn ask(&self, kind: u8, question: Bytes) -> BoxFuture<Option<Bytes>> {

@@ -82,7 +82,7 @@ async fn ask_one(url: &str, limit: Duration) -> Result<ClusterView, String> {
         StatusCode::OK => {}
         status => return Err(format!("it answers with HTTP status {status}")),
     }
-    let mut inbound = Inbound::new(Body::new(response.into_body()), Limits::new(0, 0));
+    let mut inbound = Inbound::new(Body::new(response.into_body()), Limits::STRANGER);
     let frame = inbound.next().await.map_err(|error| text(&error))?;
     match frame.kind {
         Kind::Members => messages::view(frame.body).map_err(|error| text(&error)),

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::CallError;
 use super::complaints::Complaint;
 use super::connect::{ConnectError, Connection, connect};
-use super::frame::{Address, Frame, Kind, encode};
+use super::frame::{Address, Frame, Kind, Limits, encode};
 use super::hello::{Greeting, GreetingError, Hello, Verdict, greeting, refused_here, reject};
 use super::inbound::{Inbound, next_from, not_understood};
 use super::net::Net;
@@ -163,7 +163,7 @@ async fn open_one(net: &Net, peer: &Arc<Peer>, url: &str, path: &'static str) ->
     if response.status() != StatusCode::OK {
         return Err(OpenError::Status(response.status()));
     }
-    let mut inbound = Inbound::new(Body::new(response.into_body()), net.inner.limits);
+    let mut inbound = Inbound::new(Body::new(response.into_body()), Limits::STRANGER);
     let refusal = match greeting(net, &mut inbound).await? {
         Greeting::Rejected(by, verdict) => {
             refused_here(net, by, verdict);

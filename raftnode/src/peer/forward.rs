@@ -35,6 +35,12 @@ pub(crate) enum ForwardRefusal {
     /// It could not read a proposal.
     #[error("the leader could not read a proposal")]
     Malformed,
+    /// A proposal is larger than it proposes by its own settings.
+    #[error("a proposal is larger than the {limit} bytes that the leader proposes")]
+    TooLarge {
+        /// Bytes that one may have.
+        limit: u64,
+    },
 }
 
 /// What the leader says about what it was sent.
@@ -172,15 +178,19 @@ pub(super) async fn serve(mut served: Served) {
             return;
         }
         let taken = served.host.forwarded(served.peer.id, payloads, refused.clone());
-        let reply = encode(served.address, Kind::Forwarded, 9, |out| {
+        let reply = encode(served.address, Kind::Forwarded, 17, |out| {
             out.put_u64(batch);
-            out.put_u8(match taken {
-                Ok(()) => 0,
-                Err(ForwardRefusal::NotLeader) => 1,
-                Err(ForwardRefusal::Busy) => 2,
-                Err(ForwardRefusal::Stopped) => 3,
-                Err(ForwardRefusal::Malformed) => 4,
-            });
+            match taken {
+                Ok(()) => out.put_u8(0),
+                Err(ForwardRefusal::NotLeader) => out.put_u8(1),
+                Err(ForwardRefusal::Busy) => out.put_u8(2),
+                Err(ForwardRefusal::Stopped) => out.put_u8(3),
+                Err(ForwardRefusal::Malformed) => out.put_u8(4),
+                Err(ForwardRefusal::TooLarge { limit }) => {
+                    out.put_u8(5);
+                    out.put_u64(limit);
+                }
+            }
         });
         if served.out.send(reply).await.is_err() {
             return;
@@ -209,6 +219,7 @@ fn decode_reply(body: Bytes) -> Result<ForwardReply, CodecError> {
         2 => Some(ForwardRefusal::Busy),
         3 => Some(ForwardRefusal::Stopped),
         4 => Some(ForwardRefusal::Malformed),
+        5 => Some(ForwardRefusal::TooLarge { limit: input.u64()? }),
         _ => return Err(input.malformed("an unknown reply")),
     };
     input.end()?;

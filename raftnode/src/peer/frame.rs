@@ -10,6 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crc::{CRC_32_ISCSI, Crc, Table};
 
 use crate::ask::ASK_BYTES_MAX;
+use crate::config::COMMAND_BYTES_MAX;
 
 /// The version of the frames that this program writes, and the only one it reads.
 pub(super) const VERSION: u8 = 1;
@@ -26,10 +27,11 @@ const CHANGE_BYTES_MAX: usize = 64 << 10;
 const VIEW_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a list of proposals that were given up.
 const GIVEN_UP_BYTES_MAX: usize = 128 << 10;
-/// Bytes of entries that are sent together, unless a single one is larger; what a log reader hands out at a time.
-const PIECE_BYTES_MAX: usize = 4 << 20;
 /// Bytes around the payloads of the entries of one frame, and around one command in its payload.
 const OVERHEAD_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a frame of entries or proposals: those of the largest command, which is more than is ever sent together.
+const ENTRIES_BYTES_MAX: usize = COMMAND_BYTES_MAX + OVERHEAD_BYTES_MAX;
+const _: () = assert!(ENTRIES_BYTES_MAX <= u32::MAX as usize, "the length of a frame has 32 bits");
 
 /// Sixteen bytes at a time.
 const CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
@@ -117,16 +119,18 @@ impl Kind {
 }
 
 /// What a frame's body may take.
+///
+/// The same on every member, whatever its settings: see [`COMMAND_BYTES_MAX`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     entries_bytes_max: usize,
 }
 
 impl Limits {
-    pub(super) fn new(command_bytes_max: usize, batch_bytes_max: usize) -> Limits {
-        let payloads = command_bytes_max.max(batch_bytes_max).max(PIECE_BYTES_MAX);
-        Limits { entries_bytes_max: payloads.saturating_add(OVERHEAD_BYTES_MAX).min(u32::MAX as usize) }
-    }
+    /// For whoever has not said yet who it is: it has nothing large to send.
+    pub(super) const STRANGER: Limits = Limits { entries_bytes_max: 0 };
+    /// For a member.
+    pub(super) const MEMBER: Limits = Limits { entries_bytes_max: ENTRIES_BYTES_MAX };
 
     /// Bytes of the largest body of this kind.
     pub(super) fn body_bytes_max(self, kind: Kind) -> usize {
@@ -256,6 +260,11 @@ struct Head {
 impl Decoder {
     pub(super) fn new(limits: Limits) -> Decoder {
         Decoder { limits, partial: BytesMut::new(), chunk: Bytes::new() }
+    }
+
+    /// What follows comes from a member.
+    pub(super) fn admit(&mut self) {
+        self.limits = Limits::MEMBER;
     }
 
     /// Adds what has come. To be called when [`Decoder::next`] has nothing more.

@@ -119,10 +119,6 @@ pub(crate) trait Host: Send + Sync + 'static {
 /// The limits of the transport.
 #[derive(Clone)]
 pub(crate) struct NetConfig {
-    /// What one proposal may take, without what is put around it.
-    pub(crate) command_bytes_max: usize,
-    /// Bytes of proposals forwarded together; a single larger one is a batch.
-    pub(crate) batch_bytes_max: usize,
     /// For a connection to be made, up to both Hellos.
     pub(crate) connect_timeout: Duration,
     /// For an answer while one is outstanding.
@@ -142,8 +138,6 @@ pub(crate) struct NetConfig {
 impl Default for NetConfig {
     fn default() -> NetConfig {
         NetConfig {
-            command_bytes_max: 12 << 20,
-            batch_bytes_max: 4 << 20,
             connect_timeout: Duration::from_millis(1_000),
             read_timeout: Duration::from_millis(5_000),
             write_timeout: Duration::from_millis(5_000),
@@ -158,8 +152,6 @@ impl Default for NetConfig {
 impl fmt::Debug for NetConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NetConfig")
-            .field("command_bytes_max", &self.command_bytes_max)
-            .field("batch_bytes_max", &self.batch_bytes_max)
             .field("connect_timeout", &self.connect_timeout)
             .field("read_timeout", &self.read_timeout)
             .field("write_timeout", &self.write_timeout)

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
 use super::complaints::Complaints;
-use super::frame::{Address, Limits};
+use super::frame::Address;
 use super::peers::Peer;
 use super::{CallError, Host, Local, NetConfig, Transport, control, serve};
 use crate::barrier::BarrierError;
@@ -29,7 +29,6 @@ pub(crate) struct Net {
 pub(super) struct Inner {
     pub(super) local: Local,
     pub(super) config: NetConfig,
-    pub(super) limits: Limits,
     pub(super) complaints: Complaints,
     /// Channels that may still be served.
     pub(super) places: Arc<Semaphore>,
@@ -53,7 +52,6 @@ impl Net {
     /// A transport that serves nobody until it has a host.
     pub(crate) fn new(config: NetConfig, local: Local) -> Net {
         let inner = Inner {
-            limits: Limits::new(config.command_bytes_max, config.batch_bytes_max),
             local,
             config,
             complaints: Complaints::default(),

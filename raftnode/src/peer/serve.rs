@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::complaints::Complaint;
-use super::frame::{Address, Frame, Kind, encode};
+use super::frame::{Address, Frame, Kind, Limits, encode};
 use super::hello::{Greeting, GreetingError, Hello, Verdict, greeting, reject};
 use super::inbound::{Inbound, InboundError, next_from, not_understood};
 use super::net::Net;
@@ -131,7 +131,7 @@ impl Served {
     /// Reads who it is, and answers who this is; or refuses it.
     async fn greet(net: &Net, body: Body, out: mpsc::Sender<Bytes>) -> Option<Served> {
         let host = net.host()?;
-        let mut inbound = Inbound::new(body, net.inner.limits);
+        let mut inbound = Inbound::new(body, Limits::STRANGER);
         let limit = net.inner.config.read_timeout;
         let (from, hello) = match timeout(limit, greeting(net, &mut inbound)).await {
             Ok(Ok(Greeting::Hello(from, hello))) => (from, hello),

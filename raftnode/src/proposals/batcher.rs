@@ -54,7 +54,7 @@ pub enum ProposeError {
         /// Their bytes.
         bytes: u64,
     },
-    /// The command is larger than the log takes. It was not accepted.
+    /// The command is larger than this member, or the leader, proposes. It was not accepted.
     #[error("the command takes {bytes} bytes, the limit is {limit}")]
     TooLarge {
         /// Its size.
@@ -230,7 +230,9 @@ impl Forwarded {
         for payload in &payloads {
             match Stamp::read(payload) {
                 None => return Err(ForwardRefusal::Malformed),
-                Some(_) if payload.len() > self.command_bytes_max => return Err(ForwardRefusal::Malformed),
+                Some(_) if payload.len() > self.command_bytes_max => {
+                    return Err(ForwardRefusal::TooLarge { limit: self.command_bytes_max as u64 });
+                }
                 Some(stamp) if stamp.term != term => return Err(ForwardRefusal::NotLeader),
                 // Once it is in the log, every member would end by it.
                 Some(_) if LogPayload::new(payload.clone()).decode().is_err() => return Err(ForwardRefusal::Malformed),
@@ -400,6 +402,10 @@ impl Batcher {
                 let bytes = self.queued_bytes.load(Ordering::Relaxed);
                 let queued = self.shared.pending.load(Ordering::Relaxed);
                 self.waiting.fail(term, &seqs, &ProposeError::TooManyRequests { queued, bytes });
+            }
+            Event::Refused { term, seqs, reason: ForwardRefusal::TooLarge { limit } } => {
+                self.waiting.too_large(term, &seqs, usize::try_from(limit).unwrap_or(usize::MAX));
+                self.not_before = Some(Instant::now() + REFUSED_PAUSE);
             }
             Event::Refused { term, seqs, .. } => {
                 self.waiting.refused(term, &seqs);

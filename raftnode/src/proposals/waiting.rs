@@ -174,6 +174,24 @@ impl Waiting {
         }
     }
 
+    /// The leader of `term` took none of these, because it proposes nothing larger than `limit`: that is the answer to
+    /// those that are, and the others are proposed again.
+    pub(crate) fn too_large(&self, term: u64, seqs: &[u64], limit: usize) {
+        let mut table = self.lock();
+        for seq in seqs {
+            if table.sent.get(seq).is_some_and(|sent| sent.stamp.term == term)
+                && let Some(sent) = table.sent.remove(seq)
+            {
+                let bytes = sent.payload.as_bytes().len();
+                if bytes > limit {
+                    give(&self.shared, sent.answer, Err(ProposeError::TooLarge { bytes, limit }));
+                } else {
+                    self.again(sent);
+                }
+            }
+        }
+    }
+
     /// Nobody can know here any more what has become of those under way.
     pub(crate) fn lose_all(&self, error: &ProposeError) {
         let sent = std::mem::take(&mut self.lock().sent);
@@ -292,6 +310,28 @@ mod tests {
         assert_eq!(payloads[0].command(), Bytes::from_static(b"c"));
         waiting.complete([(Stamp { term: 4, ..first }, outcome())].into_iter());
         assert!(receiver.try_recv().unwrap().is_ok());
+    }
+
+    #[test]
+    fn of_a_batch_that_is_refused_for_its_size_only_what_is_too_large_fails() {
+        let (waiting, mut again, shared) = table();
+        let (answer, mut large) = oneshot::channel();
+        shared.pending.fetch_add(1, Ordering::Relaxed);
+        let large_one = Unsent::new(EncodedCommand::from(Bytes::from(vec![b'c'; 100])), answer);
+        let large_bytes = large_one.bytes();
+        let (small_one, mut small) = unsent(&shared);
+        let small_bytes = small_one.bytes();
+        let payloads = waiting.send(2, vec![small_one, large_one]).ok().unwrap();
+        let seqs: Vec<u64> = payloads.iter().map(|payload| payload.stamp().unwrap().seq).collect();
+        waiting.too_large(1, &seqs, small_bytes);
+        assert!(again.try_recv().is_err() && large.try_recv().is_err(), "another term's refusal says nothing");
+        waiting.too_large(2, &seqs, small_bytes);
+        let refused = large.try_recv().unwrap();
+        let (bytes, limit) = (large_bytes, small_bytes);
+        assert!(matches!(refused, Err(ProposeError::TooLarge { bytes: b, limit: l }) if (b, l) == (bytes, limit)));
+        assert_eq!(again.try_recv().unwrap().bytes(), small_bytes);
+        assert!(again.try_recv().is_err() && small.try_recv().is_err());
+        assert!(waiting.is_empty());
     }
 
     #[test]

@@ -262,7 +262,7 @@ impl Raw {
         let request = Request::builder().method(Method::POST).version(Version::HTTP_2).uri(uri).body(body).unwrap();
         let response = connection.requests.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
-        let inbound = Inbound::new(Body::new(response.into_body()), Limits::new(1 << 20, 1 << 20));
+        let inbound = Inbound::new(Body::new(response.into_body()), Limits::MEMBER);
         Raw { out, inbound, _connection: connection }
     }
 

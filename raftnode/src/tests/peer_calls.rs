@@ -30,7 +30,7 @@ pub(super) async fn scripted(
         path,
         post(move |request: Request| async move {
             let (out, body) = outgoing();
-            let mut inbound = Inbound::new(request.into_body(), Limits::new(1 << 20, 1 << 20));
+            let mut inbound = Inbound::new(request.into_body(), Limits::MEMBER);
             tokio::spawn(async move {
                 let first = inbound.next().await.unwrap();
                 assert_eq!(first.kind, Kind::Hello);
@@ -178,10 +178,11 @@ async fn batches_are_forwarded_in_order_and_refused_or_given_up() {
         .collect();
     assert_eq!(taken.len(), 20);
     assert_eq!(taken[7], [Bytes::from("7-0"), Bytes::from("7-1"), Bytes::from("7-2")]);
-    *two.host.forward_refusal.lock().unwrap() = Some(ForwardRefusal::NotLeader);
-    sender.send(99, &[Bytes::from_static(b"x")]).await.unwrap();
-    let refused = ForwardReply::Refused { batch: 99, reason: ForwardRefusal::NotLeader };
-    assert_eq!(receiver.recv().await, Some(refused));
+    for reason in [ForwardRefusal::NotLeader, ForwardRefusal::Malformed, ForwardRefusal::TooLarge { limit: 5 << 32 }] {
+        *two.host.forward_refusal.lock().unwrap() = Some(reason);
+        sender.send(99, &[Bytes::from_static(b"x")]).await.unwrap();
+        assert_eq!(receiver.recv().await, Some(ForwardReply::Refused { batch: 99, reason }));
+    }
     let refuse = two.host.forwarded.lock().unwrap()[0].2.clone();
     let seqs: Vec<u64> = (0..10_000).collect();
     refuse.send(&seqs);

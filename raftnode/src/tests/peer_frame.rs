@@ -10,13 +10,14 @@ use super::super::hello::{Hello, Verdict, reject};
 use super::super::messages;
 use super::{hello, put, some_view};
 use crate::barrier::BarrierError;
+use crate::config::COMMAND_BYTES_MAX;
 use crate::member::{MemberChange, MemberError};
 use crate::types::{RaftEntry, RaftVote, TypeConfig, log_id};
 
 const ADDRESS: Address = Address { cluster: 0xc1, from: 2, to: 3 };
 
 fn limits() -> Limits {
-    Limits::new(1 << 10, 1 << 10)
+    Limits::MEMBER
 }
 
 fn decoded(bytes: &[u8]) -> Result<Vec<Frame>, FrameError> {
@@ -141,13 +142,38 @@ fn what_is_wrong_is_named() {
     assert_eq!(decoded(&greeting).unwrap_err(), FrameError::Checksum);
 }
 
+/// The header of an append with a body of so many bytes.
+fn head_of(bytes: usize) -> Bytes {
+    let mut head = BytesMut::from(&append_frame()[..HEADER_BYTES]);
+    head[..4].copy_from_slice(&u32::try_from(bytes).unwrap().to_be_bytes());
+    head.freeze()
+}
+
+/// Whatever this member may propose itself: a leader with a higher limit could not replicate to it any more.
+#[test]
+fn the_largest_entry_of_any_member_is_taken_but_not_of_a_stranger() {
+    // What stands in front of one entry's payload is far less.
+    let largest = COMMAND_BYTES_MAX + 1_024;
+    let read = |limits: Limits, bytes: usize| {
+        let mut decoder = Decoder::new(limits);
+        decoder.push(head_of(bytes));
+        decoder.next()
+    };
+    assert_eq!(read(Limits::MEMBER, largest).unwrap(), None);
+    assert!(matches!(read(Limits::MEMBER, 2 * largest), Err(FrameError::TooLarge { kind: Kind::Append, .. })));
+    assert!(matches!(read(Limits::STRANGER, 1), Err(FrameError::TooLarge { kind: Kind::Append, .. })));
+    let mut decoder = Decoder::new(Limits::STRANGER);
+    decoder.push(hello(2, 9).frame(ADDRESS));
+    assert_eq!(decoder.next().unwrap().unwrap().kind, Kind::Hello);
+    decoder.admit();
+    decoder.push(head_of(largest));
+    assert_eq!(decoder.next().unwrap(), None);
+}
+
 #[test]
 fn nothing_is_allocated_for_what_is_only_promised() {
-    let limits = Limits::new(1 << 30, 1 << 30);
-    let mut head = BytesMut::from(&append_frame()[..HEADER_BYTES]);
-    head[..4].copy_from_slice(&(1_u32 << 30).to_be_bytes());
-    let mut decoder = Decoder::new(limits);
-    decoder.push(head.freeze());
+    let mut decoder = Decoder::new(limits());
+    decoder.push(head_of(COMMAND_BYTES_MAX));
     assert_eq!(decoder.next().unwrap(), None);
     assert!(decoder.into_rest().len() == HEADER_BYTES);
     // Counts are checked against what can follow.

@@ -3,10 +3,10 @@
 //! Ids, peer URLs and votes are the log's membership; names and client URLs are what members have published about
 //! themselves. A member that has published nothing has not started yet.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tally_raftnode::{MemberChange, MemberError};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::api::state::State;
 use crate::config::Url;
@@ -15,8 +15,6 @@ use crate::identity::new_member_id;
 use crate::join::texts;
 use crate::wire::{Member, MemberAddMessage, MemberListMessage, MemberMessage, MemberUpdateMessage, Members};
 
-/// Between two looks whether another change has been completed.
-const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a change is waited for on this member once it is made; what it is answered does not depend on it.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);
 /// Peer URLs of a member, and bytes of them together: all members' stand in entries and frames whose size is bounded.
@@ -75,15 +73,10 @@ fn peer_urls(given: &[String]) -> Result<Vec<Url>, ApiError> {
     if urls.is_empty() { Err(ApiError::BadMemberUrls) } else { Ok(urls) }
 }
 
-/// Makes a change, after those of others. The members after it, as far as they are known here.
+/// Makes a change, after those of others, which the node waits for. The members after it, as far as they are known
+/// here.
 async fn make(state: &State, change: MemberChange) -> Result<Vec<Member>, MemberError> {
-    let started = Instant::now();
-    loop {
-        match state.node.change_members(change.clone()).await {
-            Err(MemberError::Busy) if started.elapsed() < state.request_timeout => sleep(BUSY_PAUSE).await,
-            result => break result?,
-        }
-    }
+    state.node.change_members(change.clone()).await?;
     if !matches!(change, MemberChange::Remove { id } if id == state.member_id) {
         // So that what is asked here next sees it. Made it is in any case.
         if let Ok(Err(error)) = timeout(FOLLOW_TIMEOUT, state.node.read_barrier()).await {

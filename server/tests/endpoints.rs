@@ -53,6 +53,11 @@ fn health_endpoints_answer_as_etcd_does() {
 fn metrics_carry_the_names_and_types_of_etcd() {
     let root = directory();
     let tally = launch(&root.path().join("d")).arg("--metrics=extensive").start();
+    assert_eq!(
+        tally.metric("etcd_server_leader_changes_seen_total"),
+        1.0,
+        "the first leader counts, as it does for etcd"
+    );
     for n in 0..3 {
         tally.put(&format!("k{n}"), "v");
     }
@@ -185,6 +190,7 @@ fn browsers_and_foreign_host_names() {
     let tally = launch(&root.path().join("d"))
         .arg("--host-whitelist=localhost,example.org")
         .arg("--cors=http://good.example")
+        .arg("--listen-metrics-urls=http://127.0.0.1:0")
         .start();
     let get = |headers: &[(&str, &str)]| tally.connect().request_with("GET", "/version", headers, "");
     assert_eq!(get(&[("host", "example.org:2379")]).status, 200);
@@ -192,6 +198,12 @@ fn browsers_and_foreign_host_names() {
     let good = get(&[("origin", "http://good.example")]);
     assert_eq!(good.header("access-control-allow-origin"), Some("http://good.example"));
     assert_eq!(get(&[("origin", "http://evil.example")]).header("access-control-allow-origin"), None);
+    // Probes and scrapers come by whatever address they know.
+    let metrics = tally.log.iter().find(|line| line.contains("serving metrics")).unwrap();
+    let mut metrics = common::Client::connect(&common::field(metrics, "address"));
+    for path in ["/health", "/metrics"] {
+        assert_eq!(metrics.request_with("GET", path, &[("host", "127.0.0.1")], "").status, 200, "{path}");
+    }
     let preflight = tally.connect().request_with("OPTIONS", "/v3/kv/put", &[("origin", "http://good.example")], "");
     assert_eq!(preflight.status, 200);
     assert!(preflight.header("access-control-allow-methods").unwrap().contains("POST"));

@@ -107,6 +107,12 @@ impl Url {
         }
     }
 
+    /// Whether this is an address to listen on, everywhere, that nobody can be sent to: `0.0.0.0` or `[::]`.
+    pub(crate) fn is_unspecified(&self) -> bool {
+        let host = split(&self.address).filter(|_| matches!(self.scheme, Scheme::Http | Scheme::Https));
+        host.and_then(|(host, _)| host.parse::<IpAddr>().ok()).is_some_and(|address| address.is_unspecified())
+    }
+
     /// Where to listen for this URL.
     pub(crate) fn endpoint(&self) -> Result<Endpoint, UrlError> {
         match self.scheme {

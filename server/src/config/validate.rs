@@ -17,6 +17,8 @@ const HEARTBEATS_PER_ELECTION_MIN: u64 = 5;
 const WORKER_THREADS_MAX: usize = 256;
 /// Largest request that can be allowed: a log entry holds it whole.
 const REQUEST_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// What a pause of zero after a batch of the sweep means, as in etcd.
+const COMPACTION_SLEEP: Duration = Duration::from_millis(10);
 /// Time between two looks at the revision in revision mode.
 const REVISION_CHECK_MS: u64 = 5 * 60 * 1000;
 
@@ -36,6 +38,7 @@ impl Config {
         let listen_client_urls = listen(&values, "listen-client-urls", true)?;
         let listen_peer_urls = listen(&values, "listen-peer-urls", true)?;
         let advertise_client_urls = advertise(&values, "advertise-client-urls", &listen_client_urls)?;
+        advertised(&values, &advertise_client_urls)?;
         let advertise_peer_urls = advertise(&values, "initial-advertise-peer-urls", &listen_peer_urls)?;
         reachable("initial-advertise-peer-urls", &advertise_peer_urls)?;
         let initial_cluster = initial_cluster(&values, &name, &advertise_peer_urls)?;
@@ -64,14 +67,14 @@ impl Config {
             raft_read_timeout: timeout(&values, "raft-read-timeout")?,
             raft_write_timeout: timeout(&values, "raft-write-timeout")?,
             snapshot_send_rate_bytes: values.int("snapshot-send-rate-bytes")?,
-            snapshot_count: positive(&values, "snapshot-count")?,
-            snapshot_catchup_entries: positive(&values, "snapshot-catchup-entries")?,
+            snapshot_count: positive_or(&values, "snapshot-count", 10_000)?,
+            snapshot_catchup_entries: positive_or(&values, "snapshot-catchup-entries", 5_000)?,
             heartbeat_ms,
             election_ms,
             quota_backend_bytes: values.int("quota-backend-bytes")?,
             max_request_bytes: request_bytes(&values)?,
             max_txn_ops: positive(&values, "max-txn-ops")? as usize,
-            max_concurrent_streams: values.int("max-concurrent-streams")?,
+            max_concurrent_streams: positive_or(&values, "max-concurrent-streams", u32::MAX)?,
             http2_ping_interval: values.duration("grpc-keepalive-interval"),
             http2_ping_timeout: values.duration("grpc-keepalive-timeout"),
             watch_progress_notify_interval: progress_interval(values.duration("watch-progress-notify-interval")),
@@ -79,8 +82,11 @@ impl Config {
             socket_reuse_port: values.bool("socket-reuse-port"),
             auto_compaction: auto_compaction(&values)?,
             auto_compaction_check_ms: REVISION_CHECK_MS,
-            compaction_batch_limit: positive(&values, "compaction-batch-limit")? as usize,
-            compaction_sleep: values.duration("compaction-sleep-interval"),
+            compaction_batch_limit: positive_or(&values, "compaction-batch-limit", 1_000)?,
+            compaction_sleep: match values.duration("compaction-sleep-interval") {
+                Duration::ZERO => COMPACTION_SLEEP,
+                given => given,
+            },
             cors: allowed(&values, "cors"),
             host_whitelist: allowed(&values, "host-whitelist"),
             log: log(&values)?,
@@ -119,6 +125,18 @@ fn listen(values: &Values, name: &'static str, required: bool) -> Result<Vec<Url
 fn advertise(values: &Values, name: &'static str, listened: &[Url]) -> Result<Vec<Url>, ConfigError> {
     let urls = urls(values, name)?;
     Ok(if urls.is_empty() { listened.to_vec() } else { urls })
+}
+
+/// Clients elsewhere would take an address that means "all of mine" for their own machine's.
+fn advertised(values: &Values, urls: &[Url]) -> Result<(), ConfigError> {
+    const FLAG: &str = "advertise-client-urls";
+    match urls.iter().find(|url| url.is_unspecified()).filter(|_| !values.is_given(FLAG)) {
+        Some(url) => Err(invalid(
+            FLAG,
+            format!("is required when --listen-client-urls is {url}, which no client elsewhere can reach"),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The members of `--initial-cluster`; without the flag, this member under the URLs that it advertises.
@@ -200,6 +218,16 @@ fn positive(values: &Values, name: &'static str) -> Result<u64, ConfigError> {
     }
 }
 
+/// Zero means the default, as in etcd.
+fn positive_or<T: TryFrom<i64> + Default + PartialEq>(
+    values: &Values,
+    name: &'static str,
+    default: T,
+) -> Result<T, ConfigError> {
+    let given: T = values.int(name)?;
+    Ok(if given == T::default() { default } else { given })
+}
+
 fn request_bytes(values: &Values) -> Result<u64, ConfigError> {
     match positive(values, "max-request-bytes")? {
         bytes if bytes > REQUEST_BYTES_MAX => {
@@ -228,7 +256,10 @@ fn allowed(values: &Values, name: &'static str) -> Allowed {
 
 fn auto_compaction(values: &Values) -> Result<AutoCompaction, ConfigError> {
     const RETENTION: &str = "auto-compaction-retention";
-    let retention = values.text(RETENTION).trim();
+    let retention = match values.text(RETENTION).trim() {
+        "" => "0",
+        given => given,
+    };
     let number: Option<i64> = retention.parse().ok();
     let periodic = choice(values, "auto-compaction-mode", &[("periodic", true), ("revision", false)])?;
     match (periodic, number) {
@@ -326,6 +357,8 @@ mod tests {
         for (mode, retention, expected) in [
             ("periodic", "0", AutoCompaction::Off),
             ("periodic", "0s", AutoCompaction::Off),
+            ("periodic", "", AutoCompaction::Off),
+            ("revision", "", AutoCompaction::Off),
             ("periodic", "2", AutoCompaction::Periodic(Duration::from_secs(7200))),
             ("periodic", "5m", AutoCompaction::Periodic(Duration::from_secs(300))),
             ("revision", "0", AutoCompaction::Off),
@@ -335,6 +368,27 @@ mod tests {
             let config = config(&[&args[0], &args[1]]).unwrap();
             assert_eq!(config.auto_compaction, expected, "{mode} {retention}");
         }
+    }
+
+    #[test]
+    fn zero_means_the_default_where_it_does_for_etcd() {
+        let config = config(&[
+            "--snapshot-count=0",
+            "--snapshot-catchup-entries=0",
+            "--max-concurrent-streams=0",
+            "--compaction-batch-limit=0",
+            "--compaction-sleep-interval=0",
+        ])
+        .unwrap();
+        assert_eq!((config.snapshot_count, config.snapshot_catchup_entries), (10_000, 5_000));
+        assert_eq!((config.max_concurrent_streams, config.compaction_batch_limit), (u32::MAX, 1_000));
+        assert_eq!(config.compaction_sleep, COMPACTION_SLEEP);
+    }
+
+    #[test]
+    fn an_address_that_is_everywhere_is_told_to_nobody() {
+        let urls = ["--listen-client-urls=http://0.0.0.0:1,http://[::]:2", "--advertise-client-urls=http://h:1"];
+        assert_eq!(config(&urls).unwrap().advertise_client_urls[0].to_string(), "http://h:1");
     }
 
     #[test]
@@ -349,6 +403,8 @@ mod tests {
             (&["--listen-client-urls=https://127.0.0.1:1"], "TLS"),
             (&["--listen-client-urls="], "--listen-client-urls"),
             (&["--advertise-client-urls=nonsense"], "--advertise-client-urls"),
+            (&["--listen-client-urls=http://0.0.0.0:1"], "--advertise-client-urls is required"),
+            (&["--listen-client-urls=http://127.0.0.1:1,http://[::]:2"], "--advertise-client-urls is required"),
             (&["--initial-cluster=x=http://localhost:2380"], "\"default\""),
             (&["--initial-cluster=default=http://localhost:1"], "--initial-advertise-peer-urls"),
             (&["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"], "twice"),

@@ -54,6 +54,11 @@ impl Limits {
         }
     }
 
+    /// Leaves requests that may take so long the time to be answered: who cuts a connection ends all that goes over it.
+    pub(crate) fn for_requests_of(self, request_timeout: Duration) -> Limits {
+        Limits { handler_timeout: self.handler_timeout.max(request_timeout * 2), ..self }
+    }
+
     /// For clients and for other members, with connections bounded by the file descriptors that this process may open: both
     /// together leave enough of them for everything else.
     pub(crate) fn within_descriptors() -> (Limits, Limits) {
@@ -97,6 +102,14 @@ pub(crate) fn raise_descriptor_limit() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_time_out_before_their_connection_does() {
+        for (request_s, handler_s) in [(7, 60), (30, 60), (31, 62), (105, 210)] {
+            let limits = Limits::default().for_requests_of(Duration::from_secs(request_s));
+            assert_eq!(limits.handler_timeout, Duration::from_secs(handler_s));
+        }
+    }
 
     #[test]
     fn connections_of_both_kinds_leave_descriptors_for_the_rest() {

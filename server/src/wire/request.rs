@@ -467,20 +467,35 @@ impl Message for EmptyMessage {
     }
 }
 
-/// True if every operation of both branches is a serializable range: then the transaction may be read from any member's
-/// state as it is. As in etcd, a nested transaction is not looked into.
+/// True if all that a transaction does, in both branches, is to read ranges that may be stale: then it may be read from any
+/// member's state as it is. As in etcd, a nested transaction is not looked into. One that does nothing asks what its compares
+/// say, and nowhere that this may be stale.
 pub(crate) fn reads_are_serializable(txn: &TxnMessage) -> bool {
     let serializable = |op: &OpMessage| match op {
         OpMessage::Range(range) => range.serializable,
         OpMessage::Empty | OpMessage::Put(_) | OpMessage::DeleteRange(_) | OpMessage::Txn(_) => false,
     };
-    txn.success.iter().chain(&txn.failure).all(serializable)
+    let mut ops = txn.success.iter().chain(&txn.failure).peekable();
+    ops.peek().is_some() && ops.all(serializable)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn only_what_asks_for_it_may_be_stale() {
+        let is_serializable = |text: &str| reads_are_serializable(&decode(text.as_bytes()).unwrap());
+        let (stale, fresh) =
+            (r#"{"requestRange":{"key":"YQ==","serializable":true}}"#, r#"{"requestRange":{"key":"YQ=="}}"#);
+        let compare = r#"{"key":"YQ==","target":"VERSION","version":"1"}"#;
+        assert!(is_serializable(&format!(r#"{{"success":[{stale}],"failure":[{stale},{stale}]}}"#)));
+        assert!(is_serializable(&format!(r#"{{"compare":[{compare}],"failure":[{stale}]}}"#)));
+        assert!(!is_serializable(&format!(r#"{{"success":[{stale}],"failure":[{fresh}]}}"#)));
+        assert!(!is_serializable(&format!(r#"{{"compare":[{compare}]}}"#)));
+        assert!(!is_serializable("{}"));
+    }
 
     #[test]
     fn messages_about_members() {

@@ -44,11 +44,18 @@ pub struct Limits {
     /// more is done all the same, and answered with [`Reply::AnswerTooLarge`]. Changes that reply alone, and only where
     /// it was asked.
     pub answer_bytes: usize,
+    /// The same for all commands that are handed over together. Default [`ANSWER_BYTES_MAX`], too.
+    pub answers_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { batch_bytes: 64 << 20, removed_bytes: 2 << 30, answer_bytes: ANSWER_BYTES_MAX }
+        Limits {
+            batch_bytes: 64 << 20,
+            removed_bytes: 2 << 30,
+            answer_bytes: ANSWER_BYTES_MAX,
+            answers_bytes: ANSWER_BYTES_MAX,
+        }
     }
 }
 
@@ -196,6 +203,8 @@ pub struct Applier {
     shared: Arc<ArcSwap<Shared>>,
     checkpoints: Arc<Checkpoints>,
     limits: Limits,
+    /// What the answers to the rest of the chunk may hold: all of them are kept until its end.
+    answers_left: usize,
     stopped: bool,
 }
 
@@ -286,6 +295,7 @@ impl Applier {
             shared,
             checkpoints,
             limits: Limits::default(),
+            answers_left: 0,
             stopped: false,
         };
         Ok((applier, reads))
@@ -330,6 +340,7 @@ impl Applier {
 
     fn apply_chunk(&mut self, entries: &[Committed], aside: &impl Aside) -> Result<Vec<Outcome>, Fatal> {
         let mut outcomes = Vec::with_capacity(entries.len());
+        self.answers_left = self.limits.answers_bytes;
         let mut open = Open::new(self.backend.batch());
         let mut at = self.applied.index;
         for (entry, left) in entries.iter().zip((0..entries.len()).rev()) {
@@ -449,7 +460,8 @@ impl Applier {
             return Ok(Err(Rejection::OtherTerm { meant, found: entry.term }));
         }
         let limit = self.limits.answer_bytes;
-        self.kv.answer(if entry.asked { Answers::UpTo(limit) } else { Answers::LeftOut });
+        let left = self.answers_left;
+        self.kv.answer(if entry.asked { Answers::UpTo(limit.min(left)) } else { Answers::LeftOut });
         let staged = self.kv.staged().len();
         let lease_exists = |lease| self.leases.contains(lease);
         let reply = match command {
@@ -457,15 +469,19 @@ impl Applier {
                 Ok(()) => Reply::Put(self.kv.put(&request, batch).map_err(write)?),
                 Err(error) => return checked(error).map(Err),
             },
-            Command::DeleteRange(request) => match self.check_removal(self.kv.removed_bytes(&request)) {
-                Ok(()) => Reply::DeleteRange(self.kv.delete_range(&request, batch).map_err(write)?),
-                Err(rejection) => return Ok(Err(rejection)),
-            },
-            Command::Txn(request) => match self.kv.check_with_leases(&request, &lease_exists) {
-                Ok(plan) => match self.check_removal(self.kv.removed_bytes_of_txn(&request, &plan)) {
-                    Ok(()) => Reply::Txn(self.kv.act(plan, &request, batch).map_err(write)?),
+            Command::DeleteRange(request) => {
+                match self.check_removal(self.kv.removed_bytes(&request, self.limits.removed_bytes)) {
+                    Ok(()) => Reply::DeleteRange(self.kv.delete_range(&request, batch).map_err(write)?),
                     Err(rejection) => return Ok(Err(rejection)),
-                },
+                }
+            }
+            Command::Txn(request) => match self.kv.check_with_leases(&request, &lease_exists) {
+                Ok(plan) => {
+                    match self.check_removal(self.kv.removed_bytes_of_txn(&request, &plan, self.limits.removed_bytes)) {
+                        Ok(()) => Reply::Txn(self.kv.act(plan, &request, batch).map_err(write)?),
+                        Err(rejection) => return Ok(Err(rejection)),
+                    }
+                }
                 Err(error) => return checked(error).map(Err),
             },
             Command::Compact { revision } => match self.kv.check_compact(revision) {
@@ -494,13 +510,18 @@ impl Applier {
             Command::LeaseExpire { ids, .. } => return self.expire(index, &ids, batch).map(Ok),
         };
         self.follow(staged);
-        Ok(Ok(if self.kv.answer_was_cut() { Reply::AnswerTooLarge { limit } } else { reply }))
+        if self.kv.answer_was_cut() {
+            let wrote = self.kv.staged().len() > staged;
+            return Ok(Ok(Reply::AnswerTooLarge { limit, wrote }));
+        }
+        self.answers_left = left - self.kv.answered_bytes();
+        Ok(Ok(reply))
     }
 
     /// All that a command does is one atomic write, and of what it may delete the command itself says nothing.
     fn check_removal(&self, bytes: u64) -> Result<(), Rejection> {
         let limit = self.limits.removed_bytes;
-        if bytes > limit { Err(Rejection::RemovesTooMuch { bytes, limit }) } else { Ok(()) }
+        if bytes > limit { Err(Rejection::RemovesTooMuch { limit }) } else { Ok(()) }
     }
 
     fn alarm(&mut self, command: AlarmCommand, batch: &mut WriteBatch) -> Reply {

@@ -42,6 +42,8 @@ pub enum Reply {
     AnswerTooLarge {
         /// What may be read, in bytes ([`Limits::answer_bytes`](crate::Limits::answer_bytes)).
         limit: usize,
+        /// Whether the command changed anything.
+        wrote: bool,
     },
     /// To an entry with nothing to say: a blank one, membership, a member set or removed, a feature level, a
     /// lease revoked or checkpointed.
@@ -66,10 +68,8 @@ pub enum Rejection {
         found: u64,
     },
     /// The command deletes more than one atomic write may hold.
-    #[error("the command deletes keys of {bytes} bytes, and one may delete {limit}: delete them in several steps")]
+    #[error("the command deletes keys of more than {limit} bytes: delete them in several steps")]
     RemovesTooMuch {
-        /// What it would write, in bytes.
-        bytes: u64,
         /// What a command may write by deleting ([`Limits::removed_bytes`](crate::Limits::removed_bytes)).
         limit: u64,
     },

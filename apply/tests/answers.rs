@@ -8,8 +8,8 @@ use common::{entry, open, put};
 use proptest::prelude::*;
 use tally_apply::{Applier, Command, Committed, Limits, Outcome, Reads, Rejection, Reply};
 use tally_mvcc::{
-    DeleteRequest, HashKv, KeyRange, Op, OpReply, PutRequest, RangeOptions, RangeRequest, RangeResult, SortOrder,
-    SortTarget, TxnReply, TxnRequest,
+    Compare, CompareResult, CompareTarget, DeleteRequest, HashKv, KeyRange, Op, OpReply, PutRequest, RangeOptions,
+    RangeRequest, RangeResult, SortOrder, SortTarget, TxnReply, TxnRequest,
 };
 
 /// More keys than are read at a time, many times over.
@@ -140,7 +140,10 @@ fn a_small_transaction_does_not_make_a_replica_read_without_end() {
     let (before, free_before) = (limited.fetched(), free.fetched());
     let command = greedy(20);
     let (cut, whole) = (limited.apply_one(&command), free.apply_one(&command));
-    assert_eq!(cut, Outcome { revision: whole.revision, result: Ok(Reply::AnswerTooLarge { limit: LIMIT }) });
+    assert_eq!(
+        cut,
+        Outcome { revision: whole.revision, result: Ok(Reply::AnswerTooLarge { limit: LIMIT, wrote: true }) }
+    );
     let whole = whole.result.unwrap();
     assert_eq!(free.fetched() - free_before, 20 * (KEYS as u64 + 1), "it is as greedy as it looks");
     let record = (answered(&whole) / (20 * (KEYS + 1))) as u64;
@@ -164,7 +167,7 @@ fn a_range_in_an_order_of_its_own_is_not_read_as_a_whole_either() {
             range("0", "1", options.clone()),
         ]));
         let outcome = replica.apply_one(&command);
-        assert_eq!(outcome.result, Ok(Reply::AnswerTooLarge { limit: 1_000 }), "{options:?}");
+        assert_eq!(outcome.result, Ok(Reply::AnswerTooLarge { limit: 1_000, wrote: true }), "{options:?}");
         assert_eq!(replica.fetched() - before, PIECE, "{options:?}");
     }
 }
@@ -180,7 +183,7 @@ fn what_is_deleted_is_not_read_without_end() {
     let (cut, whole) = (limited.apply(&commands), free.apply(&commands));
     assert_eq!(limited.fetched() - before, 2 * PIECE, "for each of them until it is too much");
     for (cut, whole) in cut.iter().zip(&whole) {
-        assert_eq!(cut.result, Ok(Reply::AnswerTooLarge { limit: 1_000 }));
+        assert_eq!(cut.result, Ok(Reply::AnswerTooLarge { limit: 1_000, wrote: true }));
         assert_eq!(cut.revision, whole.revision);
     }
     assert!(matches!(&whole[0].result, Ok(Reply::DeleteRange(reply)) if reply.prev_kvs.len() == 1_000));
@@ -194,7 +197,7 @@ fn what_a_put_keeps_is_no_part_of_its_answer() {
     let (mut limited, mut free) = (Replica::filled(0), Replica::filled(usize::MAX));
     let keeps = PutRequest { ignore_value: true, ..replace("00007", "") };
     let (cut, whole) = (limited.apply_one(&Command::Put(keeps.clone())), free.apply_one(&Command::Put(keeps)));
-    assert_eq!(cut.result, Ok(Reply::AnswerTooLarge { limit: 0 }));
+    assert_eq!(cut.result, Ok(Reply::AnswerTooLarge { limit: 0, wrote: true }));
     assert!(matches!(&whole.result, Ok(Reply::Put(reply)) if reply.prev_kv.is_some()));
     let state = limited.state();
     assert_eq!(state.stored.kvs[7].value(), "value".repeat(20).as_bytes());
@@ -231,12 +234,41 @@ fn nothing_is_cut_of_what_is_within_the_limit() {
     for need in &needs {
         let limit = need - 1;
         let mut limited = Replica::filled(limit);
-        let cut: Result<Reply, Rejection> = Ok(Reply::AnswerTooLarge { limit });
+        let cut: Result<Reply, Rejection> = Ok(Reply::AnswerTooLarge { limit, wrote: true });
         for ((found, bytes), whole) in limited.apply(&readers()).iter().zip(&needs).zip(&whole) {
             let expected = if *bytes > limit { &cut } else { &whole.result };
             assert_eq!((found.revision, &found.result), (whole.revision, expected), "{bytes} bytes of {limit}");
         }
         assert_eq!(limited.state(), free.state());
+    }
+}
+
+#[test]
+fn who_has_written_nothing_is_told_so() {
+    let mut replica = Replica::filled(1_000);
+    let compares = vec![Compare {
+        range: KeyRange::single("00000".into()).unwrap(),
+        result: CompareResult::Equal,
+        target: CompareTarget::Version(7),
+    }];
+    let success = vec![Op::Put(PutRequest::new("taken", "value"))];
+    let command = Command::Txn(TxnRequest { compares, success, failure: vec![everything()] });
+    assert_eq!(replica.apply_one(&command).result, Ok(Reply::AnswerTooLarge { limit: 1_000, wrote: false }));
+}
+
+#[test]
+fn answers_that_are_kept_together_share_a_limit() {
+    let mut free = Replica::filled(usize::MAX);
+    let whole = free.apply_one(&greedy(2));
+    let one = answered(whole.result.as_ref().unwrap());
+    let mut limited = Replica::filled(usize::MAX);
+    let limits = Limits { answers_bytes: 2 * one + one / 2, ..Limits::default() };
+    limited.applier = limited.applier.with_limits(limits);
+    let is_cut = |outcome: &Outcome| matches!(outcome.result, Ok(Reply::AnswerTooLarge { wrote: true, .. }));
+    for _ in 0..2 {
+        let outcomes = limited.apply(&[greedy(2), greedy(2), greedy(2), put("small", "value"), greedy(2)]);
+        let cut: Vec<bool> = outcomes.iter().map(is_cut).collect();
+        assert_eq!(cut, [false, false, true, false, true]);
     }
 }
 
@@ -264,7 +296,7 @@ proptest! {
         prop_assert_eq!(limited.state(), free.state());
         for (found, whole) in found.iter().zip(&whole) {
             prop_assert_eq!(found.revision, whole.revision);
-            if found.result != Ok(Reply::AnswerTooLarge { limit }) {
+            if !matches!(found.result, Ok(Reply::AnswerTooLarge { limit: told, .. }) if told == limit) {
                 prop_assert_eq!(found, whole);
             }
         }

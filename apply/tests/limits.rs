@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::{entry, open, put};
+use common::{entry, open};
 use tally_apply::{Applier, Command, Committed, Limits, Reads, Rejection, Reply};
-use tally_mvcc::{DeleteRequest, KeyRange, Op, TxnRequest};
+use tally_mvcc::{DeleteRequest, KeyRange, Op, PutRequest, TxnRequest};
 
 const KEYS: usize = 100;
 const KEY_BYTES: usize = 1_000;
@@ -21,13 +21,18 @@ fn delete(from: &str, to: &str) -> DeleteRequest {
     DeleteRequest { range: KeyRange::new(from.to_owned().into(), to.to_owned().into()).unwrap(), prev_kv: false }
 }
 
-/// Puts of the keys, of which some belong to a lease, and deletes of much and of too much.
+fn key(n: usize) -> String {
+    format!("{n:03}").repeat(KEY_BYTES.div_ceil(3))[..KEY_BYTES].to_owned()
+}
+
+/// Puts of the keys, all on one lease, and deletes of much and of too much.
 fn commands() -> Vec<Command> {
-    let key = |n: usize| format!("{n:03}").repeat(KEY_BYTES.div_ceil(3))[..KEY_BYTES].to_owned();
     let txn = |success| Command::Txn(TxnRequest { success, ..TxnRequest::default() });
     let mut commands = vec![Command::LeaseGrant { id: 7, ttl_s: 100 }];
-    commands.extend((0..KEYS).map(|n| put(&key(n), "value")));
+    let leased = |n| Command::Put(PutRequest { lease: 7, ..PutRequest::new(key(n), "value") });
+    commands.extend((0..KEYS).map(leased));
     commands.extend([
+        Command::LeaseRevoke { id: 7 },
         Command::DeleteRange(delete("000", "\0")),
         txn(vec![Op::Delete(delete("000", "035")), Op::Delete(delete("035", "070"))]),
         Command::DeleteRange(delete("000", "050")),
@@ -61,14 +66,15 @@ fn applied(chunk: usize) -> (Vec<Result<Reply, Rejection>>, u128) {
 #[test]
 fn what_deletes_too_much_is_refused_and_all_else_is_done_wherever_chunks_end() {
     let (results, root) = applied(1);
-    let tail = &results[KEYS + 1..];
-    let refused = |of: u64| Err(Rejection::RemovesTooMuch { bytes: of * EACH, limit: 60 * EACH });
+    let refused: Result<Reply, Rejection> = Err(Rejection::RemovesTooMuch { limit: 60 * EACH });
+    assert_eq!(results[KEYS + 1], refused, "nor is a lease revoked with too many keys");
+    let tail = &results[KEYS + 2..];
     let deleted = |result: &Result<Reply, Rejection>| match result {
         Ok(Reply::DeleteRange(reply)) => reply.deleted,
         other => panic!("{other:?}"),
     };
-    assert_eq!(tail[0], refused(100));
-    assert_eq!(tail[1], refused(70));
+    assert_eq!(tail[0], refused);
+    assert_eq!(tail[1], refused);
     assert_eq!(deleted(&tail[2]), 50);
     assert!(matches!(&tail[3], Ok(Reply::Txn(reply)) if reply.replies.len() == 2));
     assert_eq!(deleted(&tail[4]), 30);
@@ -89,4 +95,29 @@ fn a_large_batch_is_committed_between_two_entries() {
     let commits = backend.metrics().commits() - before;
     // Each hundred puts of a kilobyte are ten batches, and each of the deletes that were done is more than one by itself.
     assert!((11..=16).contains(&commits), "{commits} commits");
+}
+
+/// Whatever its keys take, a lease that is over comes to its end: by several commands.
+#[test]
+fn what_expires_with_too_many_keys_goes_in_several_steps() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_backend, applier, reads) = open(dir.path());
+    let mut applier = limited(applier);
+    let mut index = 0;
+    let mut apply = |command: Command| {
+        index += 1;
+        applier.apply(&[entry(index, &command)]).unwrap().remove(0).result.unwrap()
+    };
+    for (lease, keys) in [(7, 0..50), (8, 50..KEYS)] {
+        apply(Command::LeaseGrant { id: lease, ttl_s: 100 });
+        for n in keys {
+            apply(Command::Put(PutRequest { lease, ..PutRequest::new(key(n), "value") }));
+        }
+    }
+    let expire = || Command::LeaseExpire { term: 1, ids: vec![7, 8] };
+    assert_eq!(apply(expire()), Reply::LeaseExpire { revoked: 1 });
+    assert_eq!(reads.kv().keys_live(), 40, "ten of the other one's are gone");
+    assert_eq!(apply(expire()), Reply::LeaseExpire { revoked: 1 });
+    assert_eq!((reads.kv().keys_live(), reads.leases().len()), (0, 0));
+    assert_eq!(apply(expire()), Reply::LeaseExpire { revoked: 0 });
 }

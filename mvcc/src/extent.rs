@@ -12,8 +12,9 @@ use crate::writer::Writer;
 const TOMBSTONE_BYTES: u64 = 64;
 
 impl Writer {
-    /// How many bytes a delete is about to stage, at most. O(keys it removes).
-    pub fn removed_bytes(&self, delete: &DeleteRequest) -> u64 {
+    /// How many bytes a delete is about to stage, at most. O(keys it removes); if that is more than `limit`, no more is looked
+    /// at than shows it.
+    pub fn removed_bytes(&self, delete: &DeleteRequest, limit: u64) -> u64 {
         let range = &delete.range;
         if range.is_single() {
             return range.start().len() as u64 + TOMBSTONE_BYTES;
@@ -21,25 +22,29 @@ impl Writer {
         let mut bytes = 0;
         self.state(self.revision).walk(range.start(), range.upper(), self.revision, |key, _| {
             bytes += key.len() as u64 + TOMBSTONE_BYTES;
-            ControlFlow::Continue(())
+            if bytes > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         bytes
     }
 
     /// How many bytes the deletes on the path of a transaction that was just checked are about to stage, at most. Each counts
-    /// what is there before the transaction.
-    pub fn removed_bytes_of_txn(&self, txn: &TxnRequest, plan: &Plan) -> u64 {
-        self.removed_on(txn, &mut plan.path.iter().copied())
+    /// what is there before the transaction. `limit` as in [`Writer::removed_bytes`].
+    pub fn removed_bytes_of_txn(&self, txn: &TxnRequest, plan: &Plan, limit: u64) -> u64 {
+        self.removed_on(txn, &mut plan.path.iter().copied(), limit)
     }
 
-    fn removed_on(&self, txn: &TxnRequest, path: &mut dyn Iterator<Item = bool>) -> u64 {
+    fn removed_on(&self, txn: &TxnRequest, path: &mut dyn Iterator<Item = bool>, limit: u64) -> u64 {
         let mut bytes = 0;
         for op in txn.branch(next_on(path)) {
+            let left = limit.saturating_sub(bytes);
             bytes += match op {
-                Op::Delete(delete) => self.removed_bytes(delete),
-                Op::Txn(nested) => self.removed_on(nested, path),
+                Op::Delete(delete) => self.removed_bytes(delete, left),
+                Op::Txn(nested) => self.removed_on(nested, path, left),
                 Op::Put(_) | Op::Range(_) => 0,
             };
+            if bytes > limit {
+                break;
+            }
         }
         bytes
     }
@@ -126,21 +131,24 @@ mod tests {
             prev_kv: false,
         };
         let (all, one, none) = (delete("0", "\0"), delete("001", ""), delete("x", "y"));
-        assert_eq!((writer.removed_bytes(&one), writer.removed_bytes(&none)), (3 + TOMBSTONE_BYTES, 0));
+        let bytes = |delete: &DeleteRequest| writer.removed_bytes(delete, u64::MAX);
+        assert_eq!((bytes(&one), bytes(&none)), (3 + TOMBSTONE_BYTES, 0));
+        // Three bytes and six are more than eight; the third key is not looked at.
+        assert_eq!(writer.removed_bytes(&all, 8 + 2 * TOMBSTONE_BYTES), 9 + 2 * TOMBSTONE_BYTES);
         let nested = TxnRequest { failure: vec![Op::Delete(all.clone())], ..TxnRequest::default() };
         let mut txn = TxnRequest {
             success: vec![Op::Delete(one.clone()), Op::Txn(nested.clone()), Op::Delete(none)],
             failure: vec![Op::Delete(all.clone())],
             ..TxnRequest::default()
         };
-        let on_path = |txn: &TxnRequest| writer.removed_bytes_of_txn(txn, &writer.check(txn).unwrap());
+        let on_path = |txn: &TxnRequest| writer.removed_bytes_of_txn(txn, &writer.check(txn).unwrap(), u64::MAX);
         assert_eq!(on_path(&txn), 3 + TOMBSTONE_BYTES);
         // A nested one that fails takes its other branch.
         let range = KeyRange::new("x".into(), "".into()).unwrap();
         let compares = vec![Compare { range, result: CompareResult::Greater, target: CompareTarget::Version(0) }];
         txn.success[1] = Op::Txn(TxnRequest { compares, ..nested });
         let foreseen = on_path(&txn);
-        assert_eq!(foreseen, 3 + TOMBSTONE_BYTES + writer.removed_bytes(&all));
+        assert_eq!(foreseen, 3 + TOMBSTONE_BYTES + bytes(&all));
         let before = batch.bytes();
         writer.delete_range(&all, &mut batch).unwrap();
         let staged = batch.bytes() - before;

@@ -111,6 +111,7 @@ pub fn open_with_leases(
         // A store that never wrote has none stored, and the revision assumed then changes with the first write.
         persisted: revision,
         allowance: Allowance::Bytes(usize::MAX),
+        allowed: usize::MAX,
     };
     Ok((writer, Reader { shared }))
 }

@@ -41,6 +41,8 @@ pub struct Writer {
     pub(crate) persisted: i64,
     /// What may still be read for replies.
     pub(crate) allowance: Allowance,
+    /// What could be read for them at first.
+    pub(crate) allowed: usize,
 }
 
 /// The revision that a request writes: `main` for all of it, one `sub` for each change.
@@ -85,6 +87,15 @@ impl Writer {
     /// Nothing else depends on it.
     pub fn answer(&mut self, answers: Answers) {
         self.allowance = answers.into();
+        self.allowed = if let Answers::UpTo(bytes) = answers { bytes } else { 0 };
+    }
+
+    /// What was read since the last [`Writer::answer`] that set a limit, in bytes; 0 if nothing was to be read or too much.
+    pub fn answered_bytes(&self) -> usize {
+        match self.allowance {
+            Allowance::Bytes(left) => self.allowed - left,
+            Allowance::Unwanted | Allowance::Exceeded => 0,
+        }
     }
 
     /// Whether more was to be read since the last [`Writer::answer`] than it allowed. Then what was done is done like

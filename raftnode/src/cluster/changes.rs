@@ -24,7 +24,7 @@ use crate::barrier::{Barrier, BarrierError};
 use crate::command::EncodedCommand;
 use crate::member::{MemberChange, MemberError};
 use crate::node::RaftHandle;
-use crate::peer::{CallError, Net};
+use crate::peer::{CHANGE_TIMEOUT, CallError, Net};
 use crate::progress::Shared;
 use crate::proposals::Proposals;
 use crate::state_machine::SharedLive;
@@ -36,6 +36,8 @@ const HEALTHY_WITHIN: Duration = Duration::from_secs(5);
 const LEARNER_READY_PERCENT: u64 = 90;
 /// How often a change that cannot be committed yet is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// What a question to the leader and its answer may take on their way.
+const CHANGE_MARGIN: Duration = Duration::from_secs(1);
 /// How often a leader looks whether something was begun and is not finished.
 const UNFINISHED_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -87,7 +89,8 @@ impl Changes {
 
     /// Carries out a change that another member asks this one for.
     pub(crate) async fn carry_out_for_member(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
-        self.carry_out(change, Instant::now() + self.timeout).await
+        // Before the other one gives up: what was not begun must not begin later.
+        self.carry_out(change, Instant::now() + self.timeout.min(CHANGE_TIMEOUT - CHANGE_MARGIN)).await
     }
 
     /// Carries out a change on this member, which must lead. Once begun it goes on, and finishes, even if nobody waits

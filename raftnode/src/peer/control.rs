@@ -23,7 +23,7 @@ use crate::member::{MemberChange, MemberError};
 use crate::types::TypeConfig;
 
 /// For the leader to answer that the membership has been changed. Whoever asks may give up earlier.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that most calls fit into.
 const CALL_BYTES: usize = 128;
 

@@ -50,6 +50,7 @@ use crate::member::{ClusterView, MemberChange, MemberError};
 use crate::node::RaftHandle;
 use crate::state_machine::Live;
 
+pub(crate) use control::CHANGE_TIMEOUT;
 pub use discover::{DiscoverError, discover};
 pub(crate) use forward::{ForwardReceiver, ForwardRefusal, ForwardReply, ForwardSender, RefusedSender};
 pub(crate) use hello::Verdict;

@@ -27,7 +27,10 @@ const OTHER_REPLY: ApiError = ApiError::Defect { what: "a command was answered w
 /// What was answered to a write in place of its reply.
 fn no_reply(found: &Reply) -> ApiError {
     match found {
-        Reply::AnswerTooLarge { limit } => ApiError::AnswerLeftOut { limit: *limit },
+        Reply::AnswerTooLarge { limit, wrote: true } => ApiError::AnswerLeftOut { limit: *limit },
+        Reply::AnswerTooLarge { limit, wrote: false } => {
+            ProtocolError::AnswerTooLarge { bytes: limit.saturating_add(1), limit: *limit }.into()
+        }
         _ => OTHER_REPLY,
     }
 }
@@ -266,7 +269,9 @@ mod tests {
 
     #[test]
     fn a_write_whose_answer_is_too_large_is_told_that_it_was_done() {
-        let error = no_reply(&Reply::AnswerTooLarge { limit: 5 });
+        let error = no_reply(&Reply::AnswerTooLarge { limit: 5, wrote: false });
+        assert_eq!(error.effect(), Effect::None, "a transaction whose other branch would have written: {error}");
+        let error = no_reply(&Reply::AnswerTooLarge { limit: 5, wrote: true });
         assert!(matches!(error, ApiError::AnswerLeftOut { limit: 5 }), "{error}");
         assert_eq!(error.effect(), Effect::Done);
         assert!(matches!(no_reply(&Reply::Done), ApiError::Defect { .. }));

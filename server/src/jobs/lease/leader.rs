@@ -140,6 +140,12 @@ impl Lessor {
         match self.node.propose(EncodedCommand::encode(&command)).await.map(|outcome| outcome.result) {
             Ok(Ok(Reply::LeaseExpire { revoked })) => {
                 self.expired.fetch_add(revoked, Ordering::Relaxed);
+                if revoked < ids.len() as u64 {
+                    // Some were revoked by others meanwhile, or their keys are too many for one command.
+                    let mut state = self.lock();
+                    state.follow(&self.clock);
+                    state.queue.retry(&ids, self.clock.now_ms());
+                }
                 return;
             }
             Ok(Ok(reply)) => tracing::error!(?reply, "the reply to another command than the expiry of leases"),

@@ -13,8 +13,7 @@
 //!   backend: kv bucket (revision -> record), meta bucket (current, compacted and swept revision)
 //! ```
 //!
-//! **Invariant**: what is answered is a function of the operations and logical compactions, in their order, alone. What
-//! a writer reads for its replies may be left out ([`Answers`]); nothing else depends on that.
+//! **Invariant**: what is answered is a function of the operations and logical compactions, in their order, alone.
 //! **Invariant**: a check may refuse and changes nothing; an act cannot refuse. Views never block the writer.
 //! **Invariant**: the sweep changes neither answers nor roots.
 //!

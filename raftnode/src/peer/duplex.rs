@@ -184,7 +184,7 @@ async fn open_one(net: &Net, peer: &Arc<Peer>, url: &str, path: &'static str) ->
         }
         return Err(OpenError::Refused(verdict));
     }
-    inbound.expect(address.reversed(), Limits::MEMBER);
+    inbound.expect(address.reversed());
     let open = Open::new(peer, connection);
     let write_timeout = net.inner.config.write_timeout;
     let sending = Sending { peer: Arc::clone(peer), address, out, write_timeout, _open: Arc::clone(&open) };

@@ -31,8 +31,6 @@ const GIVEN_UP_BYTES_MAX: usize = 128 << 10;
 const OVERHEAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a frame of entries or proposals: those of the largest command, which is more than is ever sent together.
 const ENTRIES_BYTES_MAX: usize = COMMAND_BYTES_MAX + OVERHEAD_BYTES_MAX;
-/// The same from somebody who may be no member: several times what requests may have unless more is allowed.
-const NEWCOMER_ENTRIES_BYTES_MAX: usize = (12 << 20) + OVERHEAD_BYTES_MAX;
 const _: () = assert!(ENTRIES_BYTES_MAX <= u32::MAX as usize, "the length of a frame has 32 bits");
 
 /// Sixteen bytes at a time.
@@ -131,8 +129,6 @@ pub(super) struct Limits {
 impl Limits {
     /// For whoever has not said yet who it is: it has nothing large to send.
     pub(super) const STRANGER: Limits = Limits { entries_bytes_max: 0 };
-    /// For whoever says it is a member that this one has not heard of: that may be so, as this one may be behind.
-    pub(super) const NEWCOMER: Limits = Limits { entries_bytes_max: NEWCOMER_ENTRIES_BYTES_MAX };
     /// For a member.
     pub(super) const MEMBER: Limits = Limits { entries_bytes_max: ENTRIES_BYTES_MAX };
 
@@ -266,9 +262,9 @@ impl Decoder {
         Decoder { limits, partial: BytesMut::new(), chunk: Bytes::new() }
     }
 
-    /// What follows may be as large as this.
-    pub(super) fn admit(&mut self, limits: Limits) {
-        self.limits = limits;
+    /// What follows comes from a member.
+    pub(super) fn admit(&mut self) {
+        self.limits = Limits::MEMBER;
     }
 
     /// Adds what has come. To be called when [`Decoder::next`] has nothing more.

@@ -42,10 +42,10 @@ impl Inbound {
         Inbound { body: Mutex::new(body), decoder: Decoder::new(limits), expected: None }
     }
 
-    /// Takes only frames with this address from now on, and as large as this.
-    pub(super) fn expect(&mut self, address: Address, limits: Limits) {
+    /// Takes only frames with this address from now on, and as large as those of a member may be.
+    pub(super) fn expect(&mut self, address: Address) {
         self.expected = Some(address);
-        self.decoder.admit(limits);
+        self.decoder.admit();
     }
 
     /// The next frame. Cancel safe.

@@ -20,7 +20,7 @@ use super::inbound::{Inbound, InboundError, next_from, not_understood};
 use super::net::Net;
 use super::outgoing::outgoing;
 use super::peers::Peer;
-use super::{Host, Standing, calls, forward, messages, sessions, transfer};
+use super::{Host, calls, forward, messages, sessions, transfer};
 
 /// Streams of appends and heartbeats.
 pub(super) const APPEND: &str = "/tally/peer/v1/append";
@@ -159,12 +159,7 @@ impl Served {
             return None;
         }
         net.inner.complaints.settle(Complaint::Refused, from);
-        let limits = match host.standing(from) {
-            Standing::Known { .. } => Limits::MEMBER,
-            // What is larger ends the channel, and the next one finds out whether it is known by then.
-            Standing::Unknown | Standing::Removed => Limits::NEWCOMER,
-        };
-        inbound.expect(address.reversed(), limits);
+        inbound.expect(address.reversed());
         // Whoever waits to try to connect to it may try now.
         peer.is_there();
         out.send(Hello::own(net, &*host).frame(address)).await.ok()?;

@@ -86,11 +86,16 @@ mod tests {
     use super::*;
     use crate::request::{Compare, CompareResult, CompareTarget, PutRequest, RangeOptions, RangeRequest};
 
-    #[test]
-    fn ranges_count_wherever_they_stand_and_single_keys_do_not() {
+    fn store() -> (tempfile::TempDir, Backend, Writer) {
         let dir = tempfile::tempdir().unwrap();
         let backend = Backend::open(Config::new(dir.path(), Identity::default())).unwrap();
-        let (mut writer, _reader) = crate::open(&backend, crate::Options::default()).unwrap();
+        let (writer, _) = crate::open(&backend, crate::Options::default()).unwrap();
+        (dir, backend, writer)
+    }
+
+    #[test]
+    fn ranges_count_wherever_they_stand_and_single_keys_do_not() {
+        let (_dir, backend, mut writer) = store();
         let mut batch = backend.batch();
         for key in ["a", "b", "c", "d"] {
             writer.put(&PutRequest::new(key, "value"), &mut batch).unwrap();
@@ -119,9 +124,7 @@ mod tests {
 
     #[test]
     fn removals_are_foreseen_along_the_path_and_never_too_small() {
-        let dir = tempfile::tempdir().unwrap();
-        let backend = Backend::open(Config::new(dir.path(), Identity::default())).unwrap();
-        let (mut writer, _reader) = crate::open(&backend, crate::Options::default()).unwrap();
+        let (_dir, backend, mut writer) = store();
         let mut batch = backend.batch();
         for key in 1..100 {
             writer.put(&PutRequest::new(format!("{key:03}").repeat(key), "value"), &mut batch).unwrap();

@@ -374,7 +374,8 @@ impl Changes {
     }
 
     /// Finishes a change that is between its two entries, and puts up the tombstones that are missing. Only for who has
-    /// the turn. What fails stays unfinished, and is found again.
+    /// the turn. What fails is found again, but for the tombstone of a member that leaves with this change and never had a
+    /// record: once the change is finished, nothing but the log names it.
     async fn finish(&self) {
         // Everything of earlier terms is applied after this.
         if self.barrier.join().await.is_err() {

@@ -8,7 +8,8 @@
 //! | 1 bytes | LEB128 length, then that many bytes |
 //! | 2 message | length as 4 bytes little-endian, then the fields of the nested message |
 //!
-//! Numbers run from 1 to 63. A field that is zero, false or empty is left out, except where its presence carries meaning.
+//! Numbers run from 1 to 63. A field that is zero, false or empty is left out, except where its presence carries meaning; one
+//! that is always written must be there, so that no damaged header reads as the same command.
 //! A reader that meets a number it does not know must refuse: skipping a field that changes what a command does would let
 //! replicas of different versions apply the same entry differently.
 

@@ -91,12 +91,12 @@ fn expire(mut fields: Fields) -> Result<Command, DecodeError> {
 
 fn put(mut fields: Fields) -> Result<PutRequest, DecodeError> {
     const NAME: &str = "put";
-    let (mut key, mut value) = (None, Bytes::new());
+    let (mut key, mut value) = (None, None);
     let (mut lease, mut prev_kv, mut ignore_value, mut ignore_lease) = (0, false, false, false);
     while let Some((number, field)) = fields.next()? {
         match number {
             1 => key = Some(field.bytes(NAME, number)?),
-            2 => value = field.bytes(NAME, number)?,
+            2 => value = Some(field.bytes(NAME, number)?),
             3 => lease = field.integer(NAME, number)?,
             4 => prev_kv = field.boolean(NAME, number)?,
             5 => ignore_value = field.boolean(NAME, number)?,
@@ -105,6 +105,7 @@ fn put(mut fields: Fields) -> Result<PutRequest, DecodeError> {
         }
     }
     let key = key.ok_or(DecodeError::Missing { command: NAME, number: 1 })?;
+    let value = value.ok_or(DecodeError::Missing { command: NAME, number: 2 })?;
     Ok(PutRequest { key, value, lease, prev_kv, ignore_value, ignore_lease })
 }
 
@@ -263,11 +264,11 @@ pub(crate) fn member(mut fields: Fields) -> Result<Member, DecodeError> {
     fn text(bytes: Bytes, number: u8) -> Result<String, DecodeError> {
         String::from_utf8(bytes.to_vec()).map_err(|_| DecodeError::WrongType { command: MEMBER, number })
     }
-    let (mut id, mut name, mut client_urls, mut directory) = (None, String::new(), Vec::new(), NO_DIRECTORY);
+    let (mut id, mut name, mut client_urls, mut directory) = (None, None, Vec::new(), NO_DIRECTORY);
     while let Some((number, field)) = fields.next()? {
         match number {
             1 => id = Some(field.integer(MEMBER, number)? as u64),
-            2 => name = text(field.bytes(MEMBER, number)?, number)?,
+            2 => name = Some(text(field.bytes(MEMBER, number)?, number)?),
             // Retired: the membership in the log alone says where a member's peers reach it.
             3 => drop(field.bytes(MEMBER, number)?),
             4 => client_urls.push(text(field.bytes(MEMBER, number)?, number)?),
@@ -279,6 +280,7 @@ pub(crate) fn member(mut fields: Fields) -> Result<Member, DecodeError> {
         }
     }
     let id = id.ok_or(DecodeError::Missing { command: MEMBER, number: 1 })?;
+    let name = name.ok_or(DecodeError::Missing { command: MEMBER, number: 2 })?;
     Ok(Member { id, name, client_urls, directory })
 }
 

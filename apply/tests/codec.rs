@@ -12,7 +12,7 @@ use tally_mvcc::{
 };
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
 
     #[test]
     fn decode_inverts_encode(command in common::command()) {

@@ -71,6 +71,8 @@ fn row_38_a_store_that_is_behind_goes_on_where_the_watcher_is() {
     behind.set("k", "2");
     assert!(watching.drain().is_empty(), "neither old events nor an older progress");
     behind.set("k", "3");
+    let progress = watching.drain();
+    assert!(matches!(progress[..], [Delivery::Progress { id: None, revision: 4 }]), "{progress:?}");
     behind.set("k", "4");
     assert_eq!(watching.changes(id), [put_of(5, "k", "4")]);
     watching.stream.request_progress();
@@ -98,7 +100,9 @@ fn row_38_a_store_that_is_behind_takes_no_progress_back() {
     assert!(watching.drain().is_empty(), "revision 2 is below what was told");
     behind.set("other", "2");
     behind.set("k", "3");
-    assert_eq!(watching.changes(id), [put_of(4, "k", "3")]);
+    let all = watching.drain();
+    let [Delivery::Events(batch), Delivery::Progress { id: None, revision: 4 }] = &all[..] else { panic!("{all:?}") };
+    assert_eq!((batch.id, changes(batch)), (id, vec![put_of(4, "k", "3")]));
 }
 
 #[test]

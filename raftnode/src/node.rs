@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use bytes::Bytes;
 use openraft::Raft;
-use tally_apply::{Outcome, Reads};
+use tally_apply::{AlarmKind, Outcome, Reads};
 use tally_backend::{Size, StorageError};
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -384,6 +384,11 @@ impl Node {
     /// The newest revision that [`Node::reads`] has, for those who ask for nothing else.
     pub fn revision(&self) -> i64 {
         self.inner.live.load().reads.kv().revision()
+    }
+
+    /// Whether [`Node::reads`] has an alarm of this kind, for those who ask for nothing else.
+    pub fn is_alarmed(&self, kind: AlarmKind) -> bool {
+        self.inner.live.load().reads.alarmed(kind)
     }
 
     /// Waits for the error after which the process must end with a non-zero status. Nothing is acknowledged after it.

@@ -91,9 +91,7 @@ impl Health {
     /// `Err` says what is wrong.
     async fn check(&self, check: Check) -> Result<(), String> {
         match check {
-            Check::DataCorruption if self.node.reads().alarmed(AlarmKind::Corrupt) => {
-                Err("alarm activated: CORRUPT".into())
-            }
+            Check::DataCorruption if self.node.is_alarmed(AlarmKind::Corrupt) => Err("alarm activated: CORRUPT".into()),
             Check::DataCorruption => Ok(()),
             Check::SerializableRead => self.read(),
             Check::LinearizableRead => self.barrier().await.and_then(|()| self.read()),

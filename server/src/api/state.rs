@@ -141,7 +141,7 @@ impl State {
 
     /// Once replicas are known to differ, no data of theirs is handed out. (etcd goes on answering reads.)
     pub(crate) fn refuse_if_corrupt(&self) -> Result<(), ApiError> {
-        if self.reads().alarmed(AlarmKind::Corrupt) { Err(ApiError::CorruptCluster) } else { Ok(()) }
+        if self.node.is_alarmed(AlarmKind::Corrupt) { Err(ApiError::CorruptCluster) } else { Ok(()) }
     }
 
     /// Bytes that the store has on disk and in memory tables; up to a second old.

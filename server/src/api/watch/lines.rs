@@ -22,6 +22,9 @@ const ONE_LINE: usize = 1;
 /// How long the answer's head waits for the first request, so that one that makes no sense can be answered as an error.
 const FIRST_REQUEST: Duration = Duration::from_millis(100);
 
+/// A line takes little more than that beside its events, unless it is canceled.
+const BESIDE_EVENTS_BYTES: usize = 256;
+
 /// Opens a watch stream over the body of a request.
 pub(crate) async fn watch(state: &Arc<State>, asked: Asked, body: Body) -> Result<Body, ApiError> {
     let running = state.metrics.begin(Route::Watch, None);
@@ -161,8 +164,9 @@ pub(super) fn write(out: &mut Vec<u8>, state: &State, response: &Response) {
         cancel_reason: response.cancel_reason,
         fragment: response.fragment,
     };
-    let events = response.events(slot::JSON, wire::watch::event);
-    wire::watch::watch(out, &state.header(response.revision), &fields, events);
+    let events = || response.events(slot::JSON, wire::watch::event);
+    out.reserve(events().map(|event| event.len() + 1).sum::<usize>() + BESIDE_EVENTS_BYTES);
+    wire::watch::watch(out, &state.header(response.revision), &fields, events());
 }
 
 impl HttpBody for Lines {

@@ -124,7 +124,7 @@ pub(crate) async fn monitor(watches: Arc<Watches>, node: Node, election: Duratio
     let mut status = node.status();
     let mut lost: Option<Instant> = None;
     loop {
-        match node.reads().alarmed(AlarmKind::Corrupt) {
+        match node.is_alarmed(AlarmKind::Corrupt) {
             true => watches.raise(&watches.corrupt),
             false => watches.corrupt.store(false, Ordering::Release),
         }

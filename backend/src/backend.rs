@@ -89,8 +89,11 @@ impl Backend {
     }
 
     /// Whether a backend has been made under `path`. A half-made one does not count.
-    pub fn exists(path: impl AsRef<Path>) -> bool {
-        layout::exists(path.as_ref())
+    ///
+    /// # Errors
+    /// If that cannot be seen, for want of permission for instance.
+    pub fn exists(path: impl AsRef<Path>) -> Result<bool, OpenError> {
+        Ok(layout::exists(path.as_ref())?)
     }
 
     fn create(config: Config, directory: Arc<Directory>) -> Result<Backend, OpenError> {

@@ -291,7 +291,8 @@ pub enum ExportError {
     },
 }
 
-/// Why a snapshot could not be installed. The state in force is untouched by every one of these.
+/// Why a snapshot could not be installed. The state before it is whole; if the switch itself failed at its end, the new one may
+/// be what the next start finds instead, and nothing can be written until then.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The directory cannot be opened or written.

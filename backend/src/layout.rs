@@ -32,15 +32,18 @@ pub(crate) struct Directory {
     _lock: File,
 }
 
-/// Whether `path` holds a backend whose making was completed.
-pub(crate) fn exists(path: &Path) -> bool {
-    path.join(POINTER).exists()
+/// Whether `path` holds a backend whose making was completed. Whatever keeps one from looking is an error: what is there and
+/// cannot be seen must not be taken for lost.
+pub(crate) fn exists(path: &Path) -> Result<bool, FileError> {
+    let pointer = path.join(POINTER);
+    pointer.try_exists().map_err(FileError::on("look for", &pointer))
 }
 
 impl Directory {
     /// Makes the directory when it is not there, and locks it.
     pub(crate) fn lock(path: &Path) -> Result<Arc<Directory>, OpenError> {
-        if !path.exists() {
+        // As long as nothing was completed in it, its name may not be durable either, whoever made it.
+        if !exists(path)? {
             fs::create_dir_all(path).map_err(FileError::on("create", path))?;
             if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 sync_directory(parent)?;

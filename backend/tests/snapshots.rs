@@ -124,7 +124,7 @@ fn a_staged_snapshot_that_is_given_up_leaves_nothing() {
     drop(target.stage(export.path()).unwrap());
     // Also where there was nothing before.
     drop(tally_backend::Staged::prepare(member(&dir.path().join("fresh")), export.path()).unwrap());
-    assert!(!Backend::exists(dir.path().join("fresh")));
+    assert!(!Backend::exists(dir.path().join("fresh")).unwrap());
     assert_eq!(check(&Backend::open(member(&dir.path().join("fresh"))).unwrap(), 3000), 0);
 }
 
@@ -143,7 +143,7 @@ fn older_snapshots_and_other_clusters_are_refused() {
     let mut config = member(&dir.path().join("foreign"));
     config.identity.cluster_id = 1;
     assert!(matches!(Backend::install(config, export.path()), Err(InstallError::Cluster { found: 0xc1, expected: 1 })));
-    assert!(!Backend::exists(dir.path().join("foreign")));
+    assert!(!Backend::exists(dir.path().join("foreign")).unwrap());
     let mut config = member(&dir.path().join("target"));
     drop(target);
     config.identity.member_id = 1;
@@ -165,7 +165,7 @@ fn refusal(change: impl FnOnce(&Path, &Export)) -> String {
     commit(&target, 4, 3000);
     assert_eq!(check(&target, 3000), 4);
     let fresh = Backend::install(member(&dir.path().join("fresh")), &bad).unwrap_err();
-    assert!(!Backend::exists(dir.path().join("fresh")), "{fresh}");
+    assert!(!Backend::exists(dir.path().join("fresh")).unwrap(), "{fresh}");
     Backend::open(member(&dir.path().join("fresh"))).unwrap();
     chain(&error)
 }

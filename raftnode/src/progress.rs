@@ -1,8 +1,7 @@
 //! How far the node has come: plain atomics, so that a put may look at them for free.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::fatal::FatalCell;
 use crate::sole::Sole;
@@ -116,34 +115,49 @@ impl Progress {
 /// The durable end of the member's own log.
 ///
 /// Taking back the log's tail starts a new generation: a flush of entries that were taken back may still be under way,
-/// and its end must not make the entries that replaced them look durable.
+/// and its end must not make the entries that replaced them look durable. What it covers of those that were kept is durable
+/// all the same, and nothing else may ever say so.
 #[derive(Debug)]
 pub(crate) struct LogDurable {
-    generation: Mutex<u64>,
+    generations: Mutex<Generations>,
     mark: Watermark,
+}
+
+#[derive(Debug, Default)]
+struct Generations {
+    current: u64,
+    /// Each with the last entry that was kept when it began, but for those of which a later one kept less: so the first one
+    /// after some generation says what is left of it.
+    kept: Vec<(u64, u64)>,
 }
 
 impl LogDurable {
     fn new(last: u64) -> LogDurable {
-        LogDurable { generation: Mutex::new(0), mark: Watermark::new(last) }
+        LogDurable { generations: Mutex::default(), mark: Watermark::new(last) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Generations> {
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn generation(&self) -> u64 {
-        *self.generation.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().current
     }
 
-    /// Everything up to `index` of this generation is durable.
+    /// Everything up to `index` of this generation is durable, as far as it was not taken back since.
     pub(crate) fn advance(&self, generation: u64, index: u64) {
-        let current = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current == generation {
-            self.mark.advance(index);
-        }
+        let generations = self.lock();
+        let later = generations.kept.iter().find(|(number, _)| *number > generation);
+        self.mark.advance(later.map_or(index, |(_, kept)| index.min(*kept)));
     }
 
     /// Entries after `index` are taken back.
     pub(crate) fn truncate(&self, index: u64) {
-        let mut current = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
-        *current += 1;
+        let mut generations = self.lock();
+        generations.current += 1;
+        let number = generations.current;
+        while generations.kept.pop_if(|(_, kept)| *kept >= index).is_some() {}
+        generations.kept.push((number, index));
         self.mark.retreat(index);
     }
 
@@ -165,5 +179,24 @@ mod tests {
         assert_eq!(durable.mark().get(), 3);
         durable.advance(durable.generation(), 4);
         assert_eq!(durable.mark().get(), 4);
+    }
+
+    /// Whoever waits for one of them would wait for ever: nothing is written again that was kept.
+    #[test]
+    fn a_late_flush_makes_durable_what_was_kept() {
+        let durable = LogDurable::new(4_000);
+        let first = durable.generation();
+        durable.truncate(5_500);
+        assert_eq!(durable.mark().get(), 4_000);
+        let second = durable.generation();
+        durable.advance(first, 6_001);
+        assert_eq!(durable.mark().get(), 5_500);
+        // The least of what was kept since counts, and only since.
+        durable.truncate(5_200);
+        durable.truncate(5_300);
+        durable.advance(second, 5_600);
+        assert_eq!(durable.mark().get(), 5_200);
+        durable.advance(durable.generation() - 1, 5_290);
+        assert_eq!(durable.mark().get(), 5_290);
     }
 }

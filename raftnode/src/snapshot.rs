@@ -130,7 +130,8 @@ pub(crate) fn snapshot_of(backend: Backend, durable: Applied) -> Result<Snapshot
     Ok(Snapshot { meta, snapshot: Checkpoint::Live(backend) })
 }
 
-/// Why a snapshot could not be put in force. The state before it is untouched, but the member cannot follow its leader.
+/// Why a snapshot could not be put in force. This process goes no further with the state before it: the next start finds
+/// either of the two, whole.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InstallError {
     #[error("the snapshot cannot be exported")]

@@ -101,7 +101,8 @@ pub(crate) struct DirectoryLock {
     _file: File,
 }
 
-/// Why a member's data does not open. Nothing was changed, except that a new directory may have been begun.
+/// Why a member's data does not open. Nothing of it is lost by the attempt; a new directory may have been begun, an unfinished
+/// write at the end of the log cut, and the installation of a snapshot finished.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A directory could not be made or locked.
@@ -250,7 +251,7 @@ pub enum OpenError {
 
 /// Opens a member's data directory, makes what is missing in a new one, and refuses what does not belong together.
 ///
-/// Cost: reads the log's newest segments and the keys of the whole store.
+/// Cost: reads the whole log and the keys of the whole store.
 ///
 /// # Errors
 /// [`OpenError`] says what is wrong with which file, and what to do.
@@ -263,7 +264,8 @@ pub fn open_storage(options: StorageOptions) -> Result<Storage, OpenError> {
 
     let wal_error = |source| OpenError::Wal { path: wal_dir.clone(), source: Box::new(source) };
     let wal_exists = Wal::exists(options.wal_fs.as_ref(), &wal_dir).map_err(wal_error)?;
-    let db_exists = Backend::exists(&db_dir);
+    let db_error = |source| OpenError::Backend { path: db_dir.clone(), source: Box::new(source) };
+    let db_exists = Backend::exists(&db_dir).map_err(db_error)?;
     if db_exists && !wal_exists {
         return Err(OpenError::LogWiped { db: db_dir, wal: wal_dir });
     }
@@ -289,8 +291,7 @@ pub fn open_storage(options: StorageOptions) -> Result<Storage, OpenError> {
     let mut backend_config = options.backend;
     backend_config.path.clone_from(&db_dir);
     backend_config.identity = Identity { cluster_id, member_id, directory_uuid };
-    let backend = Backend::open(backend_config)
-        .map_err(|source| OpenError::Backend { path: db_dir.clone(), source: Box::new(source) })?;
+    let backend = Backend::open(backend_config).map_err(db_error)?;
     finish_install(&db_dir, &backend.applied(), &mut wal, &mut recovered)
         .map_err(|source| OpenError::Install { path: db_dir.clone(), source: Box::new(source) })?;
     check_positions(&wal_dir, &wal, &recovered, &backend.applied())?;
@@ -319,7 +320,8 @@ pub fn stored_identity(options: &StorageOptions) -> Result<Option<StoredIdentity
     let (wal, db) = (options.wal_path(), db_dir(&options.data_dir));
     let wal_error = |source| OpenError::Wal { path: wal.clone(), source: Box::new(source) };
     if !Wal::exists(options.wal_fs.as_ref(), &wal).map_err(wal_error)? {
-        return if Backend::exists(&db) { Err(OpenError::LogWiped { db, wal }) } else { Ok(None) };
+        let db_error = |source| OpenError::Backend { path: db.clone(), source: Box::new(source) };
+        return if Backend::exists(&db).map_err(db_error)? { Err(OpenError::LogWiped { db, wal }) } else { Ok(None) };
     }
     let scan_error = |source| OpenError::Scan { path: wal.clone(), source: Box::new(source) };
     let only_metadata = ScanOptions { types: vec![RecordType::Metadata], ..ScanOptions::default() };

@@ -1,6 +1,6 @@
-//! The data directory before anything is opened in it: made, private, writable.
+//! The data directory before anything is opened in it: made, writable, and said to be open to others if it is.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -35,36 +35,35 @@ pub enum DataDirError {
         /// Why.
         source: io::Error,
     },
-    /// Its contents would be readable by others, and that cannot be changed.
-    #[error("cannot make data directory {path} private (mode 0700): {source}")]
-    Private {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
 }
 
-/// Makes the directory if it is not there, closes it to other users, and proves that it can be written.
+/// Makes the directory, closed to other users, if it is not there, and proves that it can be written.
+///
+/// One that is there is left as it is: it may be somebody else's, as a mounted volume is, or be shared. Everything in it is
+/// made so that nobody else can read it.
 pub(crate) fn prepare(path: &Path) -> Result<(), DataDirError> {
     let named = |source| DataDirError::Create { path: path.to_owned(), source };
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_dir() => return Err(DataDirError::NotADirectory { path: path.to_owned() }),
-        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
-            fs::set_permissions(path, Permissions::from_mode(MODE))
-                .map_err(|source| DataDirError::Private { path: path.to_owned(), source })?;
+        Ok(metadata) => {
+            let mode = metadata.permissions().mode() & 0o777;
+            if mode & 0o077 != 0 {
+                let path = path.display();
+                tracing::warn!(%path, mode = format!("{mode:04o}"), "others may enter the directory; 0700 keeps them out");
+            }
         }
-        Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Also of those above it, whose names must survive a crash before anything inside can.
+            let missing = path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).count();
             DirBuilder::new().recursive(true).mode(MODE).create(path).map_err(named)?;
-            sync_parent(path).map_err(named)?;
+            path.ancestors().take(missing).try_for_each(sync_parent).map_err(named)?;
         }
         Err(error) => return Err(named(error)),
     }
     probe(path).map_err(|source| DataDirError::NotWritable { path: path.to_owned(), source })
 }
 
-/// The directory's own entry must survive a crash before anything inside can.
+/// Makes the name of a directory durable.
 fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         Some(parent) => fs::File::open(parent)?.sync_all(),
@@ -89,14 +88,14 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_made_with_parents_and_closed_to_others() {
+    fn directories_are_made_with_parents_closed_to_others_and_left_alone_if_they_are_there() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("a/b");
         prepare(&path).unwrap();
-        assert_eq!(mode(&path), 0o700);
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        assert_eq!((mode(&path), mode(&root.path().join("a"))), (0o700, 0o700));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         prepare(&path).unwrap();
-        assert_eq!(mode(&path), 0o700);
+        assert_eq!(mode(&path), 0o755);
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
     }
 

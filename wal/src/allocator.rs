@@ -48,6 +48,9 @@ struct Pool {
     wanted: bool,
     /// The thread is making a spare.
     busy: bool,
+    /// The thread could not make one: it does not try again before somebody else could, so that a full disk is not filled
+    /// up again and again beside the log.
+    failed: bool,
     stop: bool,
 }
 
@@ -61,7 +64,7 @@ impl Allocator {
         ready: Vec<Spare>,
         next_name: u64,
     ) -> std::io::Result<Allocator> {
-        let pool = Mutex::new(Pool { ready, next_name, wanted: false, busy: false, stop: false });
+        let pool = Mutex::new(Pool { ready, next_name, wanted: false, busy: false, failed: false, stop: false });
         let shared = Shared { fs, dir: dir.to_owned(), segment_bytes, kept_max, pool, bell: Condvar::new() };
         let shared = Arc::new(shared);
         let worker = Arc::clone(&shared);
@@ -72,7 +75,7 @@ impl Allocator {
     /// Asks for a spare to be made ready unless there is one.
     pub(crate) fn prepare(&self) {
         let mut pool = lock(&self.shared.pool);
-        if pool.ready.is_empty() && !pool.wanted {
+        if pool.ready.is_empty() && !pool.wanted && !pool.busy && !pool.failed {
             pool.wanted = true;
             self.shared.bell.notify_all();
         }
@@ -93,7 +96,9 @@ impl Allocator {
         }
         let name = pool.name();
         drop(pool);
-        self.shared.make(&name)
+        let made = self.shared.make(&name);
+        lock(&self.shared.pool).failed = made.is_err();
+        made
     }
 
     /// Turns segments that nobody needs or reads into spares, or removes them.
@@ -174,9 +179,11 @@ impl Shared {
             drop(pool);
             let busy = Busy(self);
             // An error here is not lost: `take` finds no spare, tries itself, and reports what it meets.
-            if let Ok(spare) = self.make(&name) {
-                lock(&self.pool).ready.push(spare);
-            }
+            let made = self.make(&name);
+            let mut pool = lock(&self.pool);
+            pool.failed = made.is_err();
+            pool.ready.extend(made);
+            drop(pool);
             drop(busy);
         }
     }

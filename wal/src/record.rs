@@ -323,7 +323,11 @@ impl Frame {
     pub(crate) fn at(bytes: &Bytes, offset: usize, salt: u32) -> Result<Frame, Damage> {
         let header = Header::at(bytes, offset, salt).ok_or(Damage::Header)?;
         let data = offset + HEADER..offset + HEADER + header.length as usize;
-        let Some(content) = bytes.get(data.clone()) else { return Err(Damage::Short) };
+        // With what fills it up: a file is never cut there by itself.
+        if bytes.len() - offset < header.framed() {
+            return Err(Damage::Short);
+        }
+        let content = &bytes[data.clone()];
         if chain_crc(header.prev, salt, &bytes[offset..offset + HEADER], content) != header.crc {
             return Err(Damage::Checksum);
         }

@@ -186,9 +186,10 @@ pub(crate) fn judge(bytes: &Bytes, salt: u32, stop: &Stop) -> Tail {
         at = at.saturating_add(header.framed());
         torn = at.min(bytes.len());
     }
-    if torn == start && !recycled(bytes) {
-        torn =
-            bytes[start.min(bytes.len())..].iter().rposition(|byte| *byte != 0).map_or(start, |last| start + last + 1);
+    // Also behind the last header that was found: of a record behind it the header alone may be what is missing.
+    if !recycled(bytes) {
+        let written = bytes[start.min(bytes.len())..].iter().rposition(|byte| *byte != 0);
+        torn = torn.max(written.map_or(start, |last| start + last + 1));
     }
     if torn > start { Tail::Torn { end: torn as u64 } } else { Tail::Clean }
 }

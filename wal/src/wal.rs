@@ -17,7 +17,7 @@ use crate::view::{Location, View};
 
 /// An open log. One owner appends; [`Reader`] and [`Durable`] handles may be anywhere.
 ///
-/// Nothing but [`Wal::open`], [`Wal::wait`] and [`Wal::close`] blocks or does I/O on the caller's thread.
+/// Nothing but [`Wal::open`], [`Wal::wait`], [`Wal::close`] and dropping it blocks or does I/O on the caller's thread.
 ///
 /// Dropping it without [`Wal::close`] is like a crash: what is not yet durable may be lost, and every callback that still
 /// waits is called with [`SyncError::Closed`].
@@ -220,7 +220,7 @@ impl Wal {
     }
 
     /// Calls `done` once everything up to `ticket` is durable, or can no longer become so. Callbacks are called in ticket
-    /// order, on the flusher thread or, if the outcome is already known, on this one. They must not block: the log writes
+    /// order, on the flusher thread or, if the outcome is already known, on this one. They must not take long: the log writes
     /// nothing meanwhile. None is ever dropped without being called.
     pub fn flush(&self, ticket: Ticket, done: impl FnOnce(Result<(), SyncError>) + Send + 'static) {
         self.shared.flush(ticket, Box::new(done));

@@ -149,6 +149,33 @@ fn a_torn_tail_is_cut_reported_and_does_not_come_back() {
     assert_eq!(found.entries[..], expected.entries[..expected.entries.len() - 1]);
 }
 
+/// Of the last group a record without its data, and one without its header: the end of the second is not known from any header.
+#[test]
+fn of_a_torn_tail_nothing_is_left() {
+    let (fs, config) = (MemFs::new(7), small());
+    let (mut wal, _) = Wal::open(Arc::new(fs.clone()), dir(), config.clone()).unwrap();
+    let ticket = wal.append(&[entry(1, 1, 100), entry(2, 1, 100)]).unwrap();
+    wal.wait(ticket).unwrap();
+    drop(wal);
+    let file = segments(&fs).remove(0);
+    let mut bytes = fs.contents(&file).unwrap();
+    let record = |index: u64| {
+        let (index, term) = (index.to_le_bytes(), 1_u64.to_le_bytes());
+        bytes.windows(16).rposition(|found| found[..8] == index && found[8..] == term).unwrap() - 24
+    };
+    let (first, second) = (record(1), record(2));
+    bytes[first + 60] ^= 1;
+    bytes[second..second + 24].fill(0);
+    fs.set_contents(&file, &bytes);
+
+    let fs = fs.restart();
+    let (wal, recovered) = Wal::open(Arc::new(fs.clone()), dir(), config.clone()).unwrap();
+    assert_eq!(recovered.torn.unwrap().offset, first as u64);
+    wal.close().unwrap();
+    let (_, recovered) = Wal::open(Arc::new(fs.restart()), dir(), config).unwrap();
+    assert_eq!((recovered.last, recovered.torn), (None, None), "the log was closed");
+}
+
 #[test]
 fn records_behind_a_cut_do_not_come_back() {
     // Opening puts the recovered state behind what it keeps. If the unfinished write began with that same state, all that

@@ -1,7 +1,7 @@
 //! Sending a snapshot: an export of the store, streamed on a connection of its own.
 //!
 //! ```text
-//! sender    Hello   Offer {vote, bytes of the stream}            the stream of the export, in no frames
+//! sender    Hello   Offer {vote}                                 the stream of the export, in no frames
 //! receiver  Hello                                   Go                                             Installed {vote}
 //! ```
 //! The stream carries checksums of its own, of every piece and of every file. It begins only when the receiver has said

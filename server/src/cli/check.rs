@@ -92,7 +92,8 @@ pub(super) fn check(data_dir: &Path, wal_dir: Option<PathBuf>) -> Result<CheckRe
         return Err(CheckError::Log(problem));
     }
     let Some(metadata) = log.metadata else { return Err(CheckError::NoLog(wal)) };
-    if !Backend::exists(&database) {
+    let unseen = |source| CheckError::Database { path: database.clone(), source: Box::new(source) };
+    if !Backend::exists(&database).map_err(unseen)? {
         return Err(CheckError::NoDatabase(database));
     }
     let (applied, revision) = read(&database, &metadata)?;

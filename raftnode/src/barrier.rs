@@ -54,7 +54,7 @@ pub enum BarrierError {
 /// The index that was confirmed and is applied.
 type Confirmed = Result<u64, BarrierError>;
 
-/// An index that has been confirmed, and whether this member was the only voter when that began.
+/// An index that has been confirmed, and whether this member was the only member when that began.
 type Answer = Result<(u64, Option<OnlyMe>), BarrierError>;
 
 /// A round whose confirmation is under way.

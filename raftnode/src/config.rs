@@ -73,9 +73,10 @@ pub struct Config {
     /// What one command may take that is proposed here, or that other members forward while this one leads. Default
     /// 12 MiB, at most [`COMMAND_BYTES_MAX`].
     pub command_bytes_max: usize,
-    /// Proposals that wait to be batched. Default 10,000; more are refused.
+    /// Proposals that have not been answered. Default 10,000; more are refused.
     pub queue_entries_max: usize,
-    /// Bytes of proposals that wait to be batched. Default 256 MiB; more are refused.
+    /// Bytes of proposals that have not been answered, and, while this member leads, of those that others have forwarded
+    /// and that it has not proposed yet. Default 256 MiB each; more are refused.
     pub queue_bytes_max: u64,
     /// Proposals handed to consensus together. Default 1,024.
     pub batch_entries_max: usize,

@@ -247,7 +247,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let seen = entries.into_iter().inspect(|entry| {
             if let EntryPayload::Membership(membership) = &entry.payload {
-                self.shared.sole.change(membership.voter_ids().eq([self.member_id]));
+                self.shared.sole.change(membership.nodes().map(|(id, _)| *id).eq([self.member_id]));
             }
         });
         let entries = seen.map(to_wal).collect();

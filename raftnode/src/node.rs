@@ -10,7 +10,7 @@ use bytes::Bytes;
 use openraft::Raft;
 use tally_apply::{AlarmKind, Outcome, Reads};
 use tally_backend::{Size, StorageError};
-use tokio::sync::{OnceCell, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::ask::{Answering, AskError, LeaderHandler, ask_leader};
@@ -64,8 +64,9 @@ struct Inner {
     removed: RemovedSignal,
     stop_proposals: watch::Sender<bool>,
     stop: watch::Sender<bool>,
-    stopped: OnceCell<Result<(), ShutdownError>>,
     ending: Mutex<Option<Ending>>,
+    /// How it ended. Apart from the rest, which is gone, and with it the lock of the directory, when this is told.
+    ended: Arc<watch::Sender<Option<Result<(), ShutdownError>>>>,
     _lock: DirectoryLock,
 }
 
@@ -217,8 +218,8 @@ impl Node {
             removed,
             stop_proposals,
             stop,
-            stopped: OnceCell::new(),
             ending: Mutex::new(Some(Ending { batcher, machine })),
+            ended: Arc::new(watch::Sender::new(None)),
             _lock: lock,
         };
         Ok(Node { inner: Arc::new(inner) })
@@ -258,7 +259,7 @@ impl Node {
     }
 
     /// Waits until a read here is linearizable: leadership has been confirmed by a quorum round that began after this
-    /// call, and everything committed by then is applied here. The only voter need not wait. Resolves to an applied index.
+    /// call, and everything committed by then is applied here. The only member need not wait. Resolves to an applied index.
     ///
     /// # Errors
     /// [`BarrierError`]; nothing was read, so trying again is safe.
@@ -280,7 +281,7 @@ impl Node {
         Ok((self.inner.leadership.now() == leader).then_some(term))
     }
 
-    /// The term in which this member leads if it is the only voter, and then what [`Node::confirm_leadership`] would find out
+    /// The term in which this member leads if it is the only member, and then what [`Node::confirm_leadership`] would find out
     /// is known: no other member can lead, and everything committed is applied here.
     pub fn leads_alone(&self) -> Option<u64> {
         match self.inner.leadership.now() {
@@ -316,7 +317,8 @@ impl Node {
     /// more.
     ///
     /// # Errors
-    /// [`MemberError`]; after all but [`MemberError::Unclear`] nothing was changed.
+    /// [`MemberError`]; after all but [`MemberError::Unclear`], [`MemberError::Stopped`] and [`MemberError::Fatal`] nothing was
+    /// changed.
     pub async fn change_members(&self, change: MemberChange) -> Result<(), MemberError> {
         self.inner.changes.change(change).await
     }
@@ -423,12 +425,24 @@ impl Node {
     }
 
     /// Hands leadership over if this member leads others, stops taking proposals, answers those under way, and leaves
-    /// everything durable and closed. Idempotent: later calls, also concurrent ones, have the result of the first.
+    /// everything durable and closed. It goes on if nobody waits for it any more. Idempotent: later calls, also concurrent
+    /// ones, have the result of the first.
     ///
     /// # Errors
     /// [`ShutdownError`] if it was not clean.
     pub async fn shutdown(&self) -> Result<(), ShutdownError> {
-        self.inner.stopped.get_or_init(|| self.inner.stop()).await.clone()
+        let ended = Arc::clone(&self.inner.ended);
+        let mut end = ended.subscribe();
+        if let Some(ending) = self.inner.ending.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let inner = Arc::clone(&self.inner);
+            let stopping = tokio::spawn(async move { inner.stop(ending).await });
+            tokio::spawn(async move {
+                let result = stopping.await.unwrap_or(Err(ShutdownError::Task));
+                ended.send_replace(Some(result));
+            });
+        }
+        let result = end.wait_for(Option::is_some).await;
+        result.ok().and_then(|result| result.clone()).unwrap_or(Err(ShutdownError::Task))
     }
 }
 
@@ -448,9 +462,7 @@ impl Inner {
         }
     }
 
-    async fn stop(&self) -> Result<(), ShutdownError> {
-        let ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Ending { batcher, machine }) = ending else { return Ok(()) };
+    async fn stop(&self, Ending { batcher, machine }: Ending) -> Result<(), ShutdownError> {
         self.leave_leadership().await;
         self.stop_proposals.send_replace(true);
         let drained = tokio::time::timeout(DRAIN_MAX, batcher).await;

@@ -152,11 +152,13 @@ pub(crate) fn assemble(storage: Storage, limits: ApplyLimits) -> Result<Assemble
 
 /// The only voter need not wait for an election timeout: nobody else can lead.
 async fn elect_if_alone(member_id: u64, raft: &RaftHandle, shared: &Shared) -> Result<(), Fatal<TypeConfig>> {
-    let alone =
-        move |state: &openraft::RaftState<TypeConfig>| state.membership_state.effective().voter_ids().eq([member_id]);
-    let alone = raft.with_raft_state(alone).await?;
+    let found = move |state: &openraft::RaftState<TypeConfig>| {
+        let membership = state.membership_state.effective();
+        (membership.voter_ids().eq([member_id]), membership.nodes().map(|(id, _)| *id).eq([member_id]))
+    };
+    let (elects, alone) = raft.with_raft_state(found).await?;
     shared.sole.found(alone);
-    if alone {
+    if elects {
         raft.trigger().elect(false).await?;
     }
     Ok(())

@@ -114,7 +114,7 @@ async fn leadership_is_confirmed_only_where_it_is() {
 
 /// Whether a read, and what depends on leading, needs nobody else is found out by a read, and ends with the next membership.
 #[tokio::test]
-async fn only_the_only_voter_leads_alone() {
+async fn only_the_only_member_leads_alone() {
     let settings = |_, config: &mut Config| (config.request_timeout_ms, config.strict_reconfig) = (2_000, false);
     let cluster = Cluster::start(settings).await;
     let leader = cluster.leader().await;
@@ -134,9 +134,19 @@ async fn only_the_only_voter_leads_alone() {
     let applied = cluster.member(leader).applied().index;
     assert!(within("a read", node.read_barrier()).await.unwrap() >= applied);
 
+    // A learner may have applied, and shown, what is committed and not applied here yet.
+    let peer_urls = || vec!["http://127.0.0.1:1".to_owned()];
+    let learner = MemberChange::Add { id: 8, peer_urls: peer_urls(), is_learner: true };
+    within("a learner joins", node.change_members(learner)).await.unwrap();
+    within("a read", node.read_barrier()).await.unwrap();
+    assert_eq!(node.leads_alone(), None);
+    within("it leaves", node.change_members(MemberChange::Remove { id: 8 })).await.unwrap();
+    within("a read", node.read_barrier()).await.unwrap();
+    assert_eq!(node.leads_alone(), Some(term));
+
     // A second voter that never answers: without it nothing can be known any more.
-    let (node, peer_urls) = (node.clone(), vec!["http://127.0.0.1:1".to_owned()]);
-    let added = node.change_members(MemberChange::Add { id: 9, peer_urls, is_learner: false });
+    let node = node.clone();
+    let added = node.change_members(MemberChange::Add { id: 9, peer_urls: peer_urls(), is_learner: false });
     // In the log it is in force already, committed or not.
     let _ = within("it is answered", added).await;
     assert_eq!(node.leads_alone(), None);

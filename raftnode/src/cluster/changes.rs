@@ -121,7 +121,7 @@ impl Changes {
 
     async fn make(self: &Arc<Self>, change: MemberChange) -> Result<(), MemberError> {
         let mut membership = self.effective().await?;
-        if is_joint(&membership) || !self.unburied(&membership).is_empty() {
+        if is_joint(&membership) || self.has_unburied(&membership) {
             // What is left of an earlier change comes first: whoever asks for that one again, and hears that there is
             // no such member any more, can rely on it.
             self.finish().await;
@@ -364,13 +364,17 @@ impl Changes {
     /// Whether there seems to be something to finish; costs no question to anybody.
     fn is_unfinished(&self) -> bool {
         let in_force = Arc::clone(&self.raft.server_metrics().borrow_watched().membership_config);
-        is_joint(in_force.membership()) || !self.unburied(in_force.membership()).is_empty()
+        is_joint(in_force.membership()) || self.has_unburied(in_force.membership())
     }
 
-    /// Those who are recorded as members and are none.
-    fn unburied(&self, membership: &Membership) -> Vec<u64> {
-        let recorded = self.live.load().reads.members();
-        recorded.iter().map(|member| member.id).filter(|id| membership.get_node(id).is_none()).collect()
+    /// Whether somebody seems to be recorded as a member who is none.
+    fn has_unburied(&self, membership: &Membership) -> bool {
+        self.recorded().into_iter().any(|id| membership.get_node(&id).is_none())
+    }
+
+    /// Those who are recorded as members.
+    fn recorded(&self) -> Vec<u64> {
+        self.live.load().reads.members().iter().map(|member| member.id).collect()
     }
 
     /// Finishes a change that is between its two entries, and puts up the tombstones that are missing. Only for who has
@@ -381,6 +385,9 @@ impl Changes {
         if self.barrier.join().await.is_err() {
             return;
         }
+        // Before the membership: whoever has a record by now was added by an entry that is part of what is read next, so that
+        // it is missing there only if it was removed. Nobody is buried who was added meanwhile.
+        let recorded = self.recorded();
         let Some(before) = self.committed().await else { return };
         let mut after = None;
         if is_joint(&before) {
@@ -397,8 +404,8 @@ impl Changes {
         }
         let after = after.as_ref().unwrap_or(&before);
         // Who leaves with this change may not have a record yet.
-        let left = before.nodes().map(|(id, _)| *id).filter(|id| after.get_node(id).is_none());
-        let gone: BTreeSet<u64> = left.chain(self.unburied(after)).collect();
+        let known = before.nodes().map(|(id, _)| *id).chain(recorded);
+        let gone: BTreeSet<u64> = known.filter(|id| after.get_node(id).is_none()).collect();
         for id in gone {
             self.bury(id).await;
         }

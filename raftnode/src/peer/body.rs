@@ -159,6 +159,12 @@ impl Append {
         Append { session, vote, prev: prev_log_id, committed: leader_commit, entries }
     }
 
+    /// How far the log of a member that takes it reaches, at least.
+    pub(super) fn last(&self) -> u64 {
+        let prev = self.prev.as_ref().map_or(0, |id| log_index(id.index));
+        self.entries.last().map_or(prev, |entry| entry.index.get())
+    }
+
     /// Bytes of the body.
     pub(super) fn bytes(&self) -> usize {
         APPEND_BYTES + self.entries.iter().map(|entry| ENTRY_BYTES + entry.payload.len()).sum::<usize>()

@@ -3,6 +3,11 @@
 //! A flow is a *session* on the channel: its requests carry its number, and so do their results. Whatever ends a flow
 //! early (a conflict, a lost leadership, a heartbeat that is given up) leaves requests behind whose results still may
 //! come; they carry the old number and are dropped. The follower drops requests of a session that it has ended, too.
+//!
+//! **Invariant**: consensus is given no result while a later request is under way that reaches no further. It takes every
+//! request up to where the follower is for answered, and what it knows of the follower for as new as the last of them: a
+//! read index would then stand on an answer from before the read. Such requests tell of the commit index alone; they are
+//! answered right behind the one before, and that answer says as much.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -48,6 +53,8 @@ pub(super) struct Flow<'s, S> {
 struct Sent {
     /// The leader's commit index in the request.
     committed: u64,
+    /// The last entry of the request, or the one before it if it has none.
+    last: u64,
     at: Instant,
     bytes: usize,
     is_heartbeat: bool,
@@ -161,7 +168,7 @@ where
         let append = Append::new(self.link.session, request);
         let address = self.link.net.address_to(self.link.peer.id);
         let frame = encode(address, Kind::Append, append.bytes(), |out| append.encode(out));
-        let sent = Sent { committed, at: Instant::now(), bytes: frame.len(), is_heartbeat };
+        let sent = Sent { committed, last: append.last(), at: Instant::now(), bytes: frame.len(), is_heartbeat };
         self.unsent = Some((frame, sent));
         self.unanswered += 1;
     }
@@ -186,6 +193,7 @@ where
         self.outstanding_bytes -= sent.bytes;
         self.unanswered -= 1;
         self.note_answer();
+        let next = self.outstanding.front().or(self.unsent.as_ref().map(|(_, sent)| sent)).map(|next| next.last);
         Some(match result {
             Ok(Ok(matching)) => {
                 // Up to the commit index that went with the request, what the follower has is committed: it must never
@@ -199,6 +207,9 @@ where
                 if sent.is_heartbeat {
                     let elapsed = sent.at.elapsed();
                     self.link.peer.observe(NetworkEvent::RoundTrip { to: self.link.peer.id, elapsed });
+                }
+                if next.is_some_and(|last| last <= matched) {
+                    return None;
                 }
                 Ok(Ok(matching))
             }

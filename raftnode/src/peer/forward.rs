@@ -127,6 +127,13 @@ impl ForwardReceiver {
 }
 
 impl RefusedSender {
+    /// To whoever reads the other end of `out`.
+    #[cfg(test)]
+    pub(crate) fn to(out: &mpsc::Sender<Bytes>) -> RefusedSender {
+        let address = Address { cluster: 1, from: 1, to: 2 };
+        RefusedSender { out: out.downgrade(), address, broken: Arc::default() }
+    }
+
     /// Names proposals that were given up. If they cannot be told, the channel is closed.
     pub(crate) fn send(&self, seqs: &[u64]) {
         for seqs in seqs.chunks(SEQS_MAX) {

@@ -67,7 +67,7 @@ pub(crate) enum Verdict {
     },
     /// Another process speaks for this member.
     #[error(
-        "another process runs as this member, with a copy of its data directory: stop one of the two, and delete its          directory"
+        "another process runs as this member, with a copy of its data directory: stop one of the two, and delete its directory"
     )]
     Twin,
     /// The programs have no version of the frames in common.

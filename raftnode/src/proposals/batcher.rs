@@ -6,6 +6,8 @@
 //!   proposed again ────┘                                  └─► another one leads: forwarded to it
 //! ```
 //!
+//! Everything that has not been answered takes room here, whoever has it meanwhile: bytes as well as places.
+//!
 //! While a batch is made durable, or is on its way to the leader, the next one grows by itself; there is no timer. A
 //! proposal whose asker has gone is carried out all the same once a leader has it: taking it back is not possible.
 
@@ -14,16 +16,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt as _, StreamExt};
 use openraft::base::BoxStream;
 use openraft::errors::{ClientWriteError, Fatal};
 use openraft::raft::WriteResult;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::forwarded::{Forwarded, Theirs, forwarded};
 use super::forwarder::{Event, Forwarder};
-use super::waiting::{Answer, Unsent, Waiting, answer, stopped};
+use super::waiting::{Answer, Room, Unsent, Waiting, answer, stopped};
 use crate::cluster::{Leader, Leadership};
 use crate::command::{EncodedCommand, LogPayload, Stamp};
 use crate::config::Config;
@@ -33,8 +35,6 @@ use crate::peer::{ForwardRefusal, Net, RefusedSender};
 use crate::progress::Shared;
 use crate::types::TypeConfig;
 
-/// Batches of other members that wait for this one to propose them. More are refused.
-const FORWARDED_BATCHES_MAX: usize = 256;
 /// How often proposals that nobody waits for are forgotten, and those without a leader for too long are answered.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Pause after a leader took nothing, unless leadership changes before.
@@ -82,37 +82,25 @@ type Results = BoxStream<'static, Result<WriteResult<TypeConfig>, Fatal<TypeConf
 #[derive(Clone)]
 pub(crate) struct Proposals {
     queue: mpsc::Sender<Unsent>,
-    queued_bytes: Arc<AtomicU64>,
+    /// Of everything that has not been answered.
+    bytes: Arc<AtomicU64>,
     limits: Limits,
     shared: Arc<Shared>,
 }
 
 #[derive(Clone, Copy)]
 struct Limits {
-    queue_bytes: u64,
+    bytes: u64,
     pending: u64,
     command_bytes: usize,
 }
 
-/// Where other members' proposals come in; cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Forwarded {
-    queue: mpsc::Sender<Theirs>,
-    leadership: Leadership,
-    command_bytes_max: usize,
-}
-
-/// A batch of another member.
-struct Theirs {
-    payloads: Vec<Bytes>,
-    term: u64,
-    refused: RefusedSender,
-}
-
 /// Whom a result concerns.
+#[derive(Clone, Copy)]
 enum Asker {
     Own(u64),
-    Other(RefusedSender, u64),
+    /// One of [`Batch::others`].
+    Other(usize, u64),
 }
 
 /// A batch that this member, as the leader, has handed to consensus.
@@ -120,8 +108,24 @@ struct Batch {
     term: u64,
     results: Results,
     askers: VecDeque<Asker>,
+    others: Vec<Other>,
     /// Something of it was not taken.
     refused: bool,
+}
+
+/// Another member that has something in a batch.
+struct Other {
+    refused: RefusedSender,
+    /// What was not taken and is to be told, together: its channel has room for a few frames, not for one each.
+    untold: Vec<u64>,
+}
+
+impl Batch {
+    fn tell_refused(&mut self) {
+        for other in self.others.iter_mut().filter(|other| !other.untold.is_empty()) {
+            other.refused.send(&std::mem::take(&mut other.untold));
+        }
+    }
 }
 
 /// What has become of a batch.
@@ -147,7 +151,7 @@ pub(crate) struct Batcher {
     queue: mpsc::Receiver<Unsent>,
     again: mpsc::UnboundedReceiver<Unsent>,
     theirs: mpsc::Receiver<Theirs>,
-    queued_bytes: Arc<AtomicU64>,
+    bytes: Arc<AtomicU64>,
     /// Taken from the queues and not handed to a leader yet.
     taken: VecDeque<Unsent>,
     in_flight: VecDeque<Batch>,
@@ -165,22 +169,19 @@ pub(crate) struct Batcher {
 pub(crate) fn batcher(config: &Config, parts: Parts) -> (Proposals, Forwarded, Batcher) {
     let Parts { raft, net, leadership, waiting, again, shared } = parts;
     let (sender, queue) = mpsc::channel(config.queue_entries_max);
-    let (forwarded, theirs) = mpsc::channel(FORWARDED_BATCHES_MAX);
-    let queued_bytes = Arc::new(AtomicU64::new(0));
+    let (forwarded, theirs) = forwarded(config, leadership.clone());
+    let bytes = Arc::new(AtomicU64::new(0));
     let limits = Limits {
-        queue_bytes: config.queue_bytes_max,
+        bytes: config.queue_bytes_max,
         pending: config.queue_entries_max as u64,
         command_bytes: config.command_bytes_max,
     };
-    let proposals =
-        Proposals { queue: sender, queued_bytes: Arc::clone(&queued_bytes), limits, shared: Arc::clone(&shared) };
-    let forwarded =
-        Forwarded { queue: forwarded, leadership: leadership.clone(), command_bytes_max: config.command_bytes_max };
+    let proposals = Proposals { queue: sender, bytes: Arc::clone(&bytes), limits, shared: Arc::clone(&shared) };
     let batcher = Batcher {
         queue,
         again,
         theirs,
-        queued_bytes,
+        bytes,
         taken: VecDeque::new(),
         in_flight: VecDeque::new(),
         forwarder: Forwarder::new(net),
@@ -201,51 +202,23 @@ impl Proposals {
         if bytes > self.limits.command_bytes {
             return Err(ProposeError::TooLarge { bytes, limit: self.limits.command_bytes });
         }
-        let queued = self.queued_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let waiting = self.bytes.load(Ordering::Relaxed);
         let pending = self.shared.pending.fetch_add(1, Ordering::Relaxed);
         let refuse = |error| {
-            self.queued_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
             self.shared.pending.fetch_sub(1, Ordering::Relaxed);
             Err(error)
         };
-        let full = || ProposeError::TooManyRequests { queued: pending, bytes: queued };
-        if pending >= self.limits.pending || (queued > 0 && queued + bytes as u64 > self.limits.queue_bytes) {
+        let full = || ProposeError::TooManyRequests { queued: pending, bytes: waiting };
+        let Some(room) = Room::take(&self.bytes, bytes, self.limits.bytes).filter(|_| pending < self.limits.pending)
+        else {
             return refuse(full());
-        }
+        };
         let (answer, receiver) = oneshot::channel();
-        match self.queue.try_send(Unsent::new(command, answer)) {
+        match self.queue.try_send(Unsent::new(command, answer, room)) {
             Ok(()) => Ok(receiver),
             Err(mpsc::error::TrySendError::Full(_)) => refuse(full()),
             Err(mpsc::error::TrySendError::Closed(_)) => refuse(stopped(&self.shared)),
         }
-    }
-}
-
-impl Forwarded {
-    /// Takes a batch of another member, all or none.
-    ///
-    /// Invariant: a proposal that is not taken here, or is refused later, is in no log; its origin may propose it again.
-    pub(crate) fn accept(&self, from: u64, payloads: Vec<Bytes>, refused: RefusedSender) -> Result<(), ForwardRefusal> {
-        let Leader::Here { term } = self.leadership.now() else { return Err(ForwardRefusal::NotLeader) };
-        for payload in &payloads {
-            match Stamp::read(payload) {
-                None => return Err(ForwardRefusal::Malformed),
-                Some(_) if payload.len() > self.command_bytes_max => {
-                    return Err(ForwardRefusal::TooLarge { limit: self.command_bytes_max as u64 });
-                }
-                Some(stamp) if stamp.term != term => return Err(ForwardRefusal::NotLeader),
-                // Once it is in the log, every member would end by it.
-                Some(_) if LogPayload::new(payload.clone()).decode().is_err() => return Err(ForwardRefusal::Malformed),
-                Some(_) => {}
-            }
-        }
-        self.queue.try_send(Theirs { payloads, term, refused }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
-                tracing::debug!(from = format!("{from:x}"), "refused a forwarded batch: too many wait already");
-                ForwardRefusal::Busy
-            }
-            mpsc::error::TrySendError::Closed(_) => ForwardRefusal::Stopped,
-        })
     }
 }
 
@@ -283,7 +256,7 @@ impl Batcher {
                     tokio::task::yield_now().await;
                 }
                 event = self.forwarder.next(), if self.forwarder.is_open() => self.on_forward_event(event),
-                Some(unsent) = self.again.recv() => self.take_again(unsent),
+                Some(unsent) = self.again.recv() => self.take_again(Some(unsent)),
                 received = self.queue.recv(), if (room || stopping) && !drained => match received {
                     Some(unsent) => self.taken.push_back(unsent),
                     None => drained = true,
@@ -338,9 +311,7 @@ impl Batcher {
 
     /// Takes what waits, without waiting. Whether there is anything to hand over.
     fn fill(&mut self) -> bool {
-        while let Ok(unsent) = self.again.try_recv() {
-            self.take_again(unsent);
-        }
+        self.take_again(None);
         while self.taken.len() < self.config.batch_entries_max {
             match self.queue.try_recv() {
                 Ok(unsent) => self.taken.push_back(unsent),
@@ -350,9 +321,12 @@ impl Batcher {
         !self.taken.is_empty()
     }
 
-    fn take_again(&mut self, unsent: Unsent) {
-        self.queued_bytes.fetch_add(unsent.bytes() as u64, Ordering::Relaxed);
-        self.taken.push_front(unsent);
+    /// Takes what has to be proposed again, `first` before the others, ahead of everything else and in the order in which
+    /// it comes.
+    fn take_again(&mut self, first: Option<Unsent>) {
+        let mut again: Vec<Unsent> = first.into_iter().collect();
+        again.extend(std::iter::from_fn(|| self.again.try_recv().ok()));
+        again.into_iter().rev().for_each(|unsent| self.taken.push_front(unsent));
     }
 
     /// The next batch of what was taken, within the limits.
@@ -362,7 +336,6 @@ impl Batcher {
             && let Some(unsent) =
                 self.taken.pop_front_if(|next| bytes == 0 || bytes + next.bytes() <= self.config.batch_bytes_max)
         {
-            self.queued_bytes.fetch_sub(unsent.bytes() as u64, Ordering::Relaxed);
             // No leader has it, so that it can be dropped without a trace.
             if unsent.is_abandoned() {
                 answer(&self.shared, unsent, Err(ProposeError::NoLeader));
@@ -380,7 +353,7 @@ impl Batcher {
         match self.waiting.send(term, batch) {
             Ok(payloads) => payloads,
             Err(batch) => {
-                batch.into_iter().rev().for_each(|unsent| self.take_again(unsent));
+                batch.into_iter().rev().for_each(|unsent| self.taken.push_front(unsent));
                 self.not_before = Some(Instant::now() + REFUSED_PAUSE);
                 Vec::new()
             }
@@ -399,7 +372,7 @@ impl Batcher {
         match event {
             Event::Progress => {}
             Event::Refused { term, seqs, reason: ForwardRefusal::Busy } => {
-                let bytes = self.queued_bytes.load(Ordering::Relaxed);
+                let bytes = self.bytes.load(Ordering::Relaxed);
                 let queued = self.shared.pending.load(Ordering::Relaxed);
                 self.waiting.fail(term, &seqs, &ProposeError::TooManyRequests { queued, bytes });
             }
@@ -426,7 +399,7 @@ impl Batcher {
         };
         let own = self.stamped(term);
         let mut commands = Vec::with_capacity(own.len());
-        let mut askers = VecDeque::with_capacity(own.len());
+        let (mut askers, mut others) = (VecDeque::with_capacity(own.len()), Vec::new());
         let mut bytes = 0;
         for payload in own {
             bytes += payload.as_bytes().len();
@@ -441,9 +414,10 @@ impl Batcher {
                 for payload in theirs.payloads {
                     bytes += payload.len();
                     let seq = Stamp::read(&payload).map_or(0, |stamp| stamp.seq);
-                    askers.push_back(Asker::Other(theirs.refused.clone(), seq));
+                    askers.push_back(Asker::Other(others.len(), seq));
                     commands.push(LogPayload::new(payload));
                 }
+                others.push(Other { refused: theirs.refused, untold: Vec::new() });
             }
             if commands.len() < self.config.batch_entries_max && bytes < self.config.batch_bytes_max {
                 next = self.theirs.try_recv().ok();
@@ -454,7 +428,7 @@ impl Batcher {
         }
         match self.raft.client_write_many(commands).await {
             Ok(results) => {
-                self.in_flight.push_back(Batch { term, results, askers, refused: false });
+                self.in_flight.push_back(Batch { term, results, askers, others, refused: false });
                 true
             }
             Err(error) => {
@@ -467,8 +441,15 @@ impl Batcher {
     /// Waits for the oldest batch. Those that consensus did not take are proposed again.
     async fn answer_next(in_flight: &mut VecDeque<Batch>, waiting: &Waiting, shared: &Shared) -> BatchEnd {
         let Some(batch) = in_flight.front_mut() else { return BatchEnd::Taken };
-        while let Some(asker) = batch.askers.front() {
-            match batch.results.next().await {
+        while let Some(asker) = batch.askers.front().copied() {
+            let result = match batch.results.next().now_or_never() {
+                Some(result) => result,
+                None => {
+                    batch.tell_refused();
+                    batch.results.next().await
+                }
+            };
+            match result {
                 // The state machine has answered, or the log will decide: see `waiting`.
                 Some(Ok(Ok(_) | Err(ClientWriteError::LogEntryDiscarded(_)))) => {}
                 Some(Ok(Err(
@@ -478,8 +459,8 @@ impl Batcher {
                 ))) => {
                     batch.refused = true;
                     match asker {
-                        Asker::Own(seq) => waiting.refused(batch.term, &[*seq]),
-                        Asker::Other(refused, seq) => refused.send(&[*seq]),
+                        Asker::Own(seq) => waiting.refused(batch.term, &[seq]),
+                        Asker::Other(at, seq) => batch.others[at].untold.push(seq),
                     }
                 }
                 Some(Err(error)) => {
@@ -490,6 +471,7 @@ impl Batcher {
             }
             batch.askers.pop_front();
         }
+        batch.tell_refused();
         let refused = batch.refused;
         in_flight.pop_front();
         if refused { BatchEnd::Refused } else { BatchEnd::Taken }
@@ -510,7 +492,6 @@ impl Batcher {
             if unsent.age() < limit {
                 self.taken.push_back(unsent);
             } else {
-                self.queued_bytes.fetch_sub(unsent.bytes() as u64, Ordering::Relaxed);
                 answer(&self.shared, unsent, Err(ProposeError::NoLeader));
             }
         }
@@ -518,7 +499,6 @@ impl Batcher {
 
     fn refuse_taken(&mut self, error: &ProposeError) {
         for unsent in std::mem::take(&mut self.taken) {
-            self.queued_bytes.fetch_sub(unsent.bytes() as u64, Ordering::Relaxed);
             answer(&self.shared, unsent, Err(error.clone()));
         }
     }
@@ -543,15 +523,6 @@ impl Batcher {
     }
 }
 
-impl Theirs {
-    /// Tells the origin that nothing of the batch got into the log.
-    fn give_up(self) {
-        let seqs: Vec<u64> =
-            self.payloads.iter().filter_map(|payload| Stamp::read(payload)).map(|stamp| stamp.seq).collect();
-        self.refused.send(&seqs);
-    }
-}
-
 async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
@@ -567,3 +538,7 @@ fn note_fatal(shared: &Shared, error: &Fatal<TypeConfig>) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "batcher_tests.rs"]
+mod tests;

@@ -11,7 +11,7 @@
 //! Invariant: nothing is proposed again that could still be applied, so nothing is applied twice.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,12 +24,35 @@ use crate::progress::Shared;
 
 pub(crate) type Answer = Result<Outcome, ProposeError>;
 
+/// Room for bytes, given back when this is dropped.
+pub(crate) struct Room {
+    bytes: u64,
+    taken: Arc<AtomicU64>,
+}
+
+impl Room {
+    /// Takes room, if there is as much within `limit`; what is larger than that gets it when nothing else has any.
+    pub(crate) fn take(taken: &Arc<AtomicU64>, bytes: usize, limit: u64) -> Option<Room> {
+        let bytes = bytes as u64;
+        let others = taken.fetch_add(bytes, Ordering::Relaxed);
+        let room = Room { bytes, taken: Arc::clone(taken) };
+        (others == 0 || others + bytes <= limit).then_some(room)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// A command that no leader has at the moment.
 pub(crate) struct Unsent {
     command: Form,
     answer: oneshot::Sender<Answer>,
     /// When it was submitted.
     since: Instant,
+    room: Room,
 }
 
 enum Form {
@@ -40,8 +63,8 @@ enum Form {
 }
 
 impl Unsent {
-    pub(crate) fn new(command: EncodedCommand, answer: oneshot::Sender<Answer>) -> Unsent {
-        Unsent { command: Form::New(command), answer, since: Instant::now() }
+    pub(crate) fn new(command: EncodedCommand, answer: oneshot::Sender<Answer>, room: Room) -> Unsent {
+        Unsent { command: Form::New(command), answer, since: Instant::now(), room }
     }
 
     /// Bytes it takes in the log.
@@ -69,6 +92,7 @@ struct Sent {
     stamp: Stamp,
     answer: oneshot::Sender<Answer>,
     since: Instant,
+    room: Room,
 }
 
 struct Table {
@@ -112,7 +136,7 @@ impl Waiting {
         if term < table.term {
             return Err(unsent);
         }
-        let payloads = unsent.into_iter().map(|Unsent { command, answer, since }| {
+        let payloads = unsent.into_iter().map(|Unsent { command, answer, since, room }| {
             let (stamp, payload) = match command {
                 Form::New(command) => {
                     let stamp = Stamp { origin: self.origin, seq: table.next, term };
@@ -124,7 +148,7 @@ impl Waiting {
                     (stamp, payload.restamped(stamp))
                 }
             };
-            table.sent.insert(stamp.seq, Sent { payload: payload.clone(), stamp, answer, since });
+            table.sent.insert(stamp.seq, Sent { payload: payload.clone(), stamp, answer, since, room });
             payload
         });
         Ok(payloads.collect())
@@ -217,7 +241,8 @@ impl Waiting {
     }
 
     fn again(&self, sent: Sent) {
-        let unsent = Unsent { command: Form::Again(sent.payload, sent.stamp), answer: sent.answer, since: sent.since };
+        let Sent { payload, stamp, answer: asker, since, room } = sent;
+        let unsent = Unsent { command: Form::Again(payload, stamp), answer: asker, since, room };
         if let Err(mpsc::error::SendError(unsent)) = self.again.send(unsent) {
             answer(&self.shared, unsent, Err(stopped(&self.shared)));
         }
@@ -259,10 +284,14 @@ mod tests {
         (waiting, again, shared)
     }
 
+    fn room() -> Room {
+        Room::take(&Arc::default(), 1, 1).unwrap()
+    }
+
     fn unsent(shared: &Shared) -> (Unsent, oneshot::Receiver<Answer>) {
         let (answer, receiver) = oneshot::channel();
         shared.pending.fetch_add(1, Ordering::Relaxed);
-        (Unsent::new(EncodedCommand::from(Bytes::from_static(b"c")), answer), receiver)
+        (Unsent::new(EncodedCommand::from(Bytes::from_static(b"c")), answer, room()), receiver)
     }
 
     fn sent(waiting: &Waiting, shared: &Shared, term: u64) -> (Stamp, oneshot::Receiver<Answer>) {
@@ -273,6 +302,25 @@ mod tests {
 
     fn outcome() -> Outcome {
         Outcome { revision: 5, result: Ok(Reply::Done) }
+    }
+
+    /// Wherever a proposal is, until it is answered.
+    #[test]
+    fn a_proposal_takes_room_until_it_is_answered() {
+        let (waiting, mut again, shared) = table();
+        let taken = Arc::new(AtomicU64::new(0));
+        let (answer, _receiver) = oneshot::channel();
+        let room = Room::take(&taken, 10, 12).unwrap();
+        assert!(Room::take(&taken, 3, 12).is_none() && Room::take(&taken, 2, 12).is_some());
+        shared.pending.fetch_add(1, Ordering::Relaxed);
+        let unsent = Unsent::new(EncodedCommand::from(Bytes::from_static(b"c")), answer, room);
+        waiting.send(2, vec![unsent]).ok().unwrap();
+        waiting.decided(3);
+        let payloads = waiting.send(3, vec![again.try_recv().unwrap()]).ok().unwrap();
+        assert_eq!(taken.load(Ordering::Relaxed), 10);
+        waiting.complete([(payloads[0].stamp().unwrap(), outcome())].into_iter());
+        assert_eq!(taken.load(Ordering::Relaxed), 0);
+        assert!(Room::take(&taken, 13, 12).is_some(), "a single one, if nothing else is there");
     }
 
     #[test]
@@ -317,7 +365,7 @@ mod tests {
         let (waiting, mut again, shared) = table();
         let (answer, mut large) = oneshot::channel();
         shared.pending.fetch_add(1, Ordering::Relaxed);
-        let large_one = Unsent::new(EncodedCommand::from(Bytes::from(vec![b'c'; 100])), answer);
+        let large_one = Unsent::new(EncodedCommand::from(Bytes::from(vec![b'c'; 100])), answer, room());
         let large_bytes = large_one.bytes();
         let (small_one, mut small) = unsent(&shared);
         let small_bytes = small_one.bytes();

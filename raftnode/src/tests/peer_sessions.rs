@@ -137,6 +137,34 @@ async fn results_of_a_stream_that_was_given_up_are_never_taken_for_those_of_the_
     assert!(second.next().await.is_none());
 }
 
+/// Consensus would take both requests for answered, and the follower for heard of since the second was sent.
+#[tokio::test]
+async fn a_result_waits_for_the_request_behind_it_that_reaches_no_further() {
+    let one = member(1).await;
+    let asked = Arc::new(AtomicU64::new(0));
+    // Answers the first once the second is there, so that both are under way then; and the third at once.
+    let (url, _serving) = scripted(serve::APPEND, move |frame: Frame, out: &mpsc::Sender<Bytes>| {
+        let (session, _) = decode_append(frame.body).unwrap();
+        let answers: &[u64] = match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => &[],
+            1 => &[1, 1],
+            _ => &[2],
+        };
+        answers.iter().for_each(|index| out.try_send(result(session, *index)).unwrap());
+    })
+    .await;
+    let mut link = link(&one, &url).await;
+    let (ask, mut asks) = mpsc::unbounded_channel();
+    let requests = Box::pin(stream::poll_fn(move |cx| asks.poll_recv(cx)));
+    let mut results = link.stream_append(requests, RPCOption::new(OPTION)).await.unwrap();
+    [request(0, 1), request(1, 0)].into_iter().for_each(|request| ask.send(request).unwrap());
+    assert_eq!(results.next().await.unwrap().unwrap(), Ok(log_id(1, 1)));
+    ask.send(request(1, 1)).unwrap();
+    drop(ask);
+    assert_eq!(results.next().await.unwrap().unwrap(), Ok(log_id(2, 1)), "the second was answered with the first");
+    assert!(results.next().await.is_none());
+}
+
 #[tokio::test]
 async fn a_result_that_nothing_was_asked_for_ends_the_channel() {
     let one = member(1).await;

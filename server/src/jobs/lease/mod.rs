@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   keepalive ─► lane: what waits at one moment, together ─► leader (here, or over the peer port) ─► renewed
-//!       └─► of the only voter: renewed at once, with nobody to ask
+//!       └─► of the only member: renewed at once, with nobody to ask
 //!   leader:  read the clock ─► confirm leadership by a quorum ─► renew, or hand out what has ended ─► log: expire in this term
 //!            what is left of leases that nobody renews ─► log: checkpoint in this term
 //! ```

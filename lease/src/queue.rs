@@ -196,6 +196,8 @@ impl ExpiryQueue {
             _ if lease.remaining_s != 0 => return Renewal::Noted,
             _ => {}
         }
+        // Renewals may come in another order than the moments that they count from: none takes back what one before promised.
+        let end_ms = entry.as_ref().map_or(end_ms, |entry| end_ms.max(entry.end_ms));
         match &mut entry {
             Some(entry) if entry.queued_ms.is_some_and(|at| at <= end_ms) => {
                 (entry.lease, entry.end_ms) = (lease, end_ms);

@@ -47,6 +47,17 @@ fn a_lease_handed_out_as_expired_is_not_renewed_any_more() {
     assert_eq!(queue.renew(1, lease, 8_000), Renewal::Renewed { ttl_s: 2 }, "granted anew");
 }
 
+/// Each counts from before its leader was confirmed, and they may be confirmed together.
+#[test]
+fn a_renewal_that_comes_late_takes_nothing_back() {
+    let lease = Lease::granted(10);
+    let mut queue = primary([], 0);
+    queue.granted(1, lease, 0);
+    assert_eq!(queue.renew(1, lease, 990), Renewal::Renewed { ttl_s: 10 });
+    assert_eq!(queue.renew(1, lease, 100), Renewal::Renewed { ttl_s: 10 });
+    assert_eq!((queue.expired(10_989, 9), queue.expired(10_990, 9)), (vec![], vec![1]));
+}
+
 #[test]
 fn a_lease_granted_anew_is_not_the_one_that_was_handed_out() {
     let lease = Lease::granted(2);
@@ -351,7 +362,9 @@ proptest! {
                         queue.noted(id, 0);
                     }
                     prop_assert_eq!(queue.renew(id, lease, now_ms), Renewal::Renewed { ttl_s: lease.granted_s });
+                    let end_ms = known.end_ms;
                     *known = Known::renewed(lease, now_ms);
+                    known.end_ms = known.end_ms.max(end_ms);
                 }
                 (4, Some(_)) => {
                     queue.revoked(id);

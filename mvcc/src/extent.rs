@@ -60,7 +60,9 @@ impl Writer {
         let compared = txn.compares.iter().map(|compare| self.keys_in(&compare.range));
         let done = txn.success.iter().chain(&txn.failure).map(|op| match op {
             Op::Put(_) => 0,
-            Op::Range(range) if range.options.count_only && range.revision == 0 => 0,
+            // Of the past, all keys that have one are looked at.
+            Op::Range(range) if range.revision != 0 => self.histories_in(&range.range),
+            Op::Range(range) if range.options.count_only => 0,
             Op::Range(range) => self.keys_in(&range.range),
             Op::Delete(delete) => self.extent_of_delete(delete),
             Op::Txn(inner) => self.extent_of_txn(inner),
@@ -74,6 +76,14 @@ impl Writer {
             return 0;
         }
         self.state(self.revision).count(range, self.revision).cast_unsigned()
+    }
+
+    /// Keys that are deleted included, as long as they are not compacted.
+    fn histories_in(&self, range: &KeyRange) -> u64 {
+        if range.is_single() || range.is_empty() {
+            return 0;
+        }
+        self.state(self.revision).tree.sum_range(range.start(), range.upper()).0
     }
 }
 
@@ -120,6 +130,12 @@ mod tests {
             failure: vec![Op::Put(PutRequest::new("z", "value")), Op::Delete(delete(range("a", "b")))],
         };
         assert_eq!(writer.extent_of_txn(&txn), 2 + 4 + 2 + 1);
+        // Of the past even a count looks at each, deleted since or not.
+        let options = RangeOptions { count_only: true, ..RangeOptions::default() };
+        let past = Op::Range(RangeRequest { range: range("b", "\0"), revision: 2, options });
+        let mut batch = backend.batch();
+        writer.delete_range(&delete(range("b", "d")), &mut batch).unwrap();
+        assert_eq!(writer.extent_of_txn(&TxnRequest { success: vec![past], ..TxnRequest::default() }), 3);
     }
 
     #[test]

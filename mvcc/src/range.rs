@@ -10,6 +10,7 @@
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
+use crate::error::ReadError;
 use crate::index::Rev;
 use crate::keyrange::KeyRange;
 use crate::record::Record;
@@ -17,6 +18,10 @@ use crate::records::{Afterwards, FetchError};
 use crate::reply::{Allowance, RangeResult};
 use crate::request::{RangeOptions, RangeRequest, SortOrder, SortTarget};
 use crate::state::State;
+use crate::view::View;
+
+/// Records that are read at a time where all of them may be too much: no more than these are read in vain.
+const WITHIN_PIECE: usize = 128;
 
 /// The revisions that answer a range, sorted and cut unless the order depends on the values.
 pub(crate) struct Gathered {
@@ -101,6 +106,42 @@ impl State<'_> {
         sort_revs(&mut revs, options);
         let more = cut(&mut revs, options.limit);
         Gathered { revs, count, more }
+    }
+}
+
+impl View {
+    /// As [`View::range`], if the records that are read for it have no more than `bytes_max` encoded bytes together. If
+    /// they have more it stops there, and the answer is `None`.
+    ///
+    /// Where only keys are wanted values do not count, except where they decide the order: then all records of the
+    /// range count whole, however few are answered.
+    pub fn range_within(&self, request: &RangeRequest, bytes_max: usize) -> Result<Option<RangeResult>, ReadError> {
+        let (state, options) = (self.state(), &request.options);
+        let at = state.resolve(request.revision)?;
+        let mut allowance = Allowance::Bytes(bytes_max);
+        let answer = state.range_by(request, at, |revs| {
+            let mut records = Vec::new();
+            for piece in revs.chunks(WITHIN_PIECE) {
+                let mut read = state.fetch_many(piece, Afterwards::Keep)?;
+                if options.keys_only && options.sort_target != SortTarget::Value {
+                    // At once, so that values that nobody wants are not held until all is read.
+                    read.iter_mut().for_each(|record| *record = record.without_value());
+                }
+                if !allowance.take(read.iter().map(|record| record.bytes().len()).sum()) {
+                    return Ok(Vec::new());
+                }
+                records.extend(read);
+            }
+            Ok(records)
+        });
+        let answer = answer.map_err(|error| self.explain(error, at))?;
+        Ok(allowance.is_open().then_some(answer))
+    }
+
+    /// The same for a range of a transaction that only reads, where no revision but zero means the newest.
+    pub fn txn_range_within(&self, range: &RangeRequest, bytes_max: usize) -> Result<Option<RangeResult>, ReadError> {
+        self.state().check_readable(range.revision)?;
+        self.range_within(range, bytes_max)
     }
 }
 

@@ -17,7 +17,7 @@ const FIRST_GROUP: usize = 16;
 const LARGEST_GROUP: usize = 512;
 
 /// Records of a range of up to so many keys are cached when they have been read: whoever wants all of it may want it again.
-const KEPT_MAX: i64 = 1_000;
+pub(crate) const KEPT_MAX: i64 = 1_000;
 
 /// A range that is answered piece by piece, from one unchanging state. Made by [`View::scan`].
 pub struct Scan {
@@ -44,6 +44,12 @@ impl View {
     /// counted) and holds one piece at a time. Filtered or sorted, it gathers 64 bytes per key first; sorted by value,
     /// the records themselves.
     pub fn scan(&self, request: &RangeRequest) -> Result<Scan, ReadError> {
+        Ok(self.scan_within(request, usize::MAX)?.expect("no machine holds records of more bytes than it can count"))
+    }
+
+    /// The same, unless it had to begin with records of more than `bytes_max` encoded bytes in memory, which happens
+    /// only if they are to be sorted by value: then `None`.
+    pub fn scan_within(&self, request: &RangeRequest, bytes_max: usize) -> Result<Option<Scan>, ReadError> {
         let (state, options) = (self.state(), &request.options);
         let at = state.resolve(request.revision)?;
         let in_key_order = options.sort_target == SortTarget::Key
@@ -54,8 +60,8 @@ impl View {
         let scan =
             |count, more, source| Scan { view: self.clone(), at, keys_only: options.keys_only, count, more, source };
         if options.count_only || options.sort_target == SortTarget::Value {
-            let answer = self.range(request)?;
-            return Ok(scan(answer.count, answer.more, Source::Read(answer.kvs.into_iter())));
+            let Some(answer) = self.range_within(request, bytes_max)? else { return Ok(None) };
+            return Ok(Some(scan(answer.count, answer.more, Source::Read(answer.kvs.into_iter()))));
         }
         self.shared.metrics.ranges.add(1);
         if in_key_order && !request.range.is_single() {
@@ -63,10 +69,10 @@ impl View {
             let limit = if options.limit > 0 { options.limit.min(count) } else { count };
             let left = usize::try_from(limit).unwrap_or(usize::MAX);
             let (from, range) = (request.range.start().to_vec(), request.range.clone());
-            return Ok(scan(count, limit < count, Source::Keys { from, range, left }));
+            return Ok(Some(scan(count, limit < count, Source::Keys { from, range, left })));
         }
         let Gathered { revs, count, more } = state.gather(&request.range, at, options);
-        Ok(scan(count, more, Source::Found(revs.into_iter())))
+        Ok(Some(scan(count, more, Source::Found(revs.into_iter()))))
     }
 }
 

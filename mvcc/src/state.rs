@@ -62,7 +62,8 @@ impl<'a> State<'a> {
     }
 
     /// Shows the keys of a range of several keys that are there at `at`, in order, from `start` on.
-    /// O(log n) to begin, then O(1) per key that has a history, deleted ones included.
+    /// O(log n) to begin, then O(1) per key that has a history, deleted ones included; at the newest revision those that are
+    /// deleted cost only where others are among them, in the same leaf of the index.
     pub(crate) fn walk(
         &self,
         start: &[u8],
@@ -73,7 +74,8 @@ impl<'a> State<'a> {
         if end.is_some_and(|end| end <= start) {
             return;
         }
-        for (key, history) in self.tree.range(start, end) {
+        let keys = if at >= self.revision { self.tree.range_live(start, end) } else { self.tree.range(start, end) };
+        for (key, history) in keys {
             if let Some(rev) = self.visible(history, at)
                 && show(key, rev).is_break()
             {

@@ -10,6 +10,7 @@ use crate::error::{CheckError, Rejection};
 use crate::index::Rev;
 use crate::records::{Afterwards, FetchError};
 use crate::request::{Compare, CompareResult, CompareTarget, Op, PutRequest, TxnRequest};
+use crate::scan::KEPT_MAX;
 use crate::state::State;
 
 /// Records compared at a time, so that a compare over a large range does not hold all of it.
@@ -131,6 +132,9 @@ impl State<'_> {
                 | CompareTarget::Mod(target) => compare.result.accepts(0.cmp(target)),
             });
         }
+        // As for a list: whoever looks at everything must not drive out what is in use.
+        let few = i64::try_from(revs.len()).is_ok_and(|count| count <= KEPT_MAX);
+        let afterwards = if few { Afterwards::Keep } else { Afterwards::Forget };
         for piece in revs.chunks(COMPARE_PIECE) {
             let holds = |record: &crate::record::Record| {
                 let parts = record.parts();
@@ -142,7 +146,7 @@ impl State<'_> {
                     CompareTarget::Lease(target) => parts.lease.cmp(target),
                 })
             };
-            if !self.fetch_many(piece, Afterwards::Keep)?.iter().all(holds) {
+            if !self.fetch_many(piece, afterwards)?.iter().all(holds) {
                 return Ok(false);
             }
         }

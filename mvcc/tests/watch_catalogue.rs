@@ -6,7 +6,8 @@ mod common;
 use common::watching::{Watching, changes, delete_of, narrow, put_of, store_with_window};
 use common::{Store, between, single};
 use tally_mvcc::{
-    CreateError, Delivery, KeyRange, PutRequest, Step, SweepLimits, TxnRequest, WatchLimits, WatchSpec, open,
+    CreateError, DeleteRequest, Delivery, KeyRange, Op, PutRequest, Step, SweepLimits, TxnRequest, WatchLimits,
+    WatchSpec, open,
 };
 
 /// Polls until history is to be read, and returns it.
@@ -249,6 +250,29 @@ fn row_40_a_start_that_is_compacted_is_canceled_although_a_log_has_it() {
     for id in ids {
         let seen: Vec<_> = batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect();
         assert_eq!(seen, [put_of(2, "k", "1"), put_of(3, "k", "2")]);
+    }
+}
+
+/// Of a key that is changed twice at the compaction revision the last is left: that is what is told, swept or not, and by key
+/// as by range.
+#[test]
+fn rows_41_and_42_what_is_told_of_the_compaction_revision_does_not_depend_on_the_sweep() {
+    for sweep in [false, true] {
+        let mut store = Store::new();
+        store.set("k", "1");
+        let delete = DeleteRequest { range: between("k", "l"), prev_kv: false };
+        let success = vec![Op::Put(PutRequest::new("k", "2")), Op::Put(PutRequest::new("x", "3")), Op::Delete(delete)];
+        store.txn(&TxnRequest { success, ..TxnRequest::default() }).unwrap();
+        store.commit();
+        store.compact_now(3);
+        if sweep {
+            assert!(store.sweep_all() > 0);
+        }
+        let mut watching = Watching::new(&store.reader);
+        let (key, range) = (watching.create(single("k"), 3), watching.create(between("a", "z"), 3));
+        let told: Vec<_> = watching.batches().iter().map(|batch| (batch.id, changes(batch))).collect();
+        let both = vec![put_of(3, "x", "3"), delete_of(3, "k")];
+        assert_eq!(told, [(key, vec![delete_of(3, "k")]), (range, both)], "swept: {sweep}");
     }
 }
 

@@ -4,11 +4,11 @@
 mod common;
 
 use bytes::Bytes;
-use common::watching::{Watching, changes, delete_of, put_of};
+use common::watching::{Watching, changes, delete_of, put_of, store_with_window};
 use common::{Store, between, delete, put, single};
 use tally_mvcc::{
-    CreateError, Delivery, ENCODINGS, Filters, KeyRange, PROGRESS_REQUESTS_MAX, Step, TxnRequest, WatchLimits,
-    WatchSpec,
+    CreateError, DeleteRequest, Delivery, ENCODINGS, Filters, KeyRange, PROGRESS_REQUESTS_MAX, Step, TxnRequest,
+    WatchLimits, WatchSpec,
 };
 
 fn with(range: KeyRange, change: impl FnOnce(&mut WatchSpec)) -> WatchSpec {
@@ -491,4 +491,33 @@ fn figures_follow_streams_and_watchers() {
     drop(watching);
     assert_eq!(figures(&store), (0, 0, 0));
     assert_eq!(store.reader.watch_figures().pending_events(), 0);
+}
+
+/// The deletion of more keys than the window has room for is left to history whole, for those whom it concerns and for others.
+#[test]
+fn a_revision_that_is_larger_than_the_window_is_told_whole_and_once() {
+    const KEYS: usize = 20;
+    let mut store = store_with_window(8);
+    let mut watching = Watching::new(&store.reader);
+    let (all, one) = (watching.create(between("a", "z"), 0), watching.create(single("k05"), 0));
+    let (other, later) = (watching.create(single("other"), 0), watching.create(single("k06"), 30));
+    for number in 0..KEYS {
+        store.set(&format!("k{number:02}"), "1");
+    }
+    store.set("other", "1");
+    assert!(!watching.drain().is_empty());
+    let deleted = store.delete(&DeleteRequest { range: between("k", "l"), prev_kv: false });
+    store.commit();
+    assert_eq!(store.set("other", "2"), deleted.revision + 1);
+    let batches = watching.batches();
+    let told = |id: i64| batches.iter().filter(|batch| batch.id == id).flat_map(changes).collect::<Vec<_>>();
+    let gone = |number: usize| delete_of(deleted.revision, &format!("k{number:02}"));
+    let last = put_of(deleted.revision + 1, "other", "2");
+    assert_eq!(told(one), [gone(5)]);
+    assert_eq!(told(other), vec![last.clone()]);
+    assert_eq!(told(all), (0..KEYS).map(gone).chain([last]).collect::<Vec<_>>());
+    assert_eq!(told(later), []);
+    // Everybody is level again.
+    assert_eq!(store.set("k05", "3"), deleted.revision + 2);
+    assert_eq!(watching.changes(one), [put_of(deleted.revision + 2, "k05", "3")]);
 }

@@ -68,7 +68,13 @@ impl Tree {
     /// then O(1)
     /// per key, without allocations. To resume after a key, start at the key with a zero byte appended.
     pub(crate) fn range(&self, start: &[u8], end: Option<&[u8]>) -> Range<'_> {
-        Range::new(&self.root.node, start, end)
+        Range::new(&self.root.node, start, end, false)
+    }
+
+    /// The same without most of the keys that are not live: without all of a leaf, and of whatever is above it, where no
+    /// key is. O(log n) to begin, then O(1) per key of the leaves that have live ones, and O(log n) for each gap.
+    pub(crate) fn range_live(&self, start: &[u8], end: Option<&[u8]>) -> Range<'_> {
+        Range::new(&self.root.node, start, end, true)
     }
 
     /// How many keys in `start..end` are live. O(log n).

@@ -8,6 +8,7 @@ pub struct WatchFigures {
     pub(super) streams: Gauge,
     pub(super) watchers: Gauge,
     pub(super) slow: Gauge,
+    pub(super) key_bytes: Gauge,
     pub(super) pending_events: Gauge,
     pub(super) pending_bytes: Gauge,
     pub(super) events: AtomicU64,
@@ -28,6 +29,11 @@ impl WatchFigures {
     /// memory.
     pub fn slow_watchers(&self) -> u64 {
         self.slow.get()
+    }
+
+    /// Bytes of the keys that are watched, both ends of a range counted, and each range once.
+    pub fn key_bytes(&self) -> u64 {
+        self.key_bytes.get()
     }
 
     /// Events taken up by streams and not handed out yet.

@@ -126,7 +126,8 @@ fn read_key(view: &View, cursor: &Cursor, budget: &mut Budget) -> Outcome {
         main = rev.at.main();
         let record = match view.state().fetch_many(&[rev], Afterwards::Forget) {
             Ok(mut records) => records.remove(0),
-            Err(error) => return lost(view, cursor, view.explain(error, rev.at.main())),
+            // Of this revision itself a compaction at it may have dropped the record.
+            Err(error) => return lost(view, cursor, view.explain(error, rev.at.main() - 1)),
         };
         budget.take(&record);
         if cursor.filters.lets(rev.is_tombstone()) {
@@ -153,7 +154,8 @@ fn read_ranges(view: &View, cursors: Vec<Cursor>, budget: Budget, records_max: u
     // After the pin: nothing that this compaction needs can have been swept from what is pinned.
     let compact = view.shared.published.load().compact;
     let mut all: Vec<(Cursor, Outcome)> = Vec::with_capacity(cursors.len());
-    let mut scan = RangeScan { matched: Vec::new(), budget, records_left: records_max, main: 0, cut: None };
+    let mut scan =
+        RangeScan { view, compact, matched: Vec::new(), budget, records_left: records_max, main: 0, cut: None };
     for cursor in cursors {
         if cursor.next < compact {
             all.push((cursor, Outcome::Compacted { compact, current: current.max(compact) }));
@@ -190,7 +192,9 @@ fn read_ranges(view: &View, cursors: Vec<Cursor>, budget: Budget, records_max: u
     all
 }
 
-struct RangeScan {
+struct RangeScan<'v> {
+    view: &'v View,
+    compact: i64,
     matched: Vec<(Cursor, Vec<Arc<Event>>)>,
     budget: Budget,
     records_left: usize,
@@ -200,7 +204,7 @@ struct RangeScan {
     cut: Option<i64>,
 }
 
-impl RangeScan {
+impl RangeScan<'_> {
     fn visit(&mut self, key: &[u8], value: &[u8]) -> Result<ControlFlow<()>, Corruption> {
         let at = Revision::from_key(key).ok_or(Corruption::BadRevisionKey { length: key.len() })?;
         if at.main() != self.main {
@@ -216,6 +220,18 @@ impl RangeScan {
         let parts = record::parse(value).map_err(undecodable)?;
         if parts.mod_revision != main {
             return Err(Corruption::Misplaced { main, sub, found: parts.mod_revision });
+        }
+        // What a compaction drops is not told, whether it has been swept or not.
+        if main <= self.compact
+            && self
+                .view
+                .at
+                .tree
+                .get(parts.key)
+                .and_then(|history| history.at(self.compact))
+                .is_none_or(|kept| kept.at != at)
+        {
+            return Ok(ControlFlow::Continue(()));
         }
         let mut shared = None;
         for (cursor, events) in &mut self.matched {

@@ -73,6 +73,15 @@ pub(super) struct Subscribed {
     pub(super) floor: i64,
 }
 
+/// Bytes of the keys that a topic keeps.
+pub(super) fn key_bytes(topic: &Topic) -> u64 {
+    let end = match topic.end() {
+        End::Before(end) => end.len(),
+        End::Single | End::Unbounded => 0,
+    };
+    (topic.start().len() + end) as u64
+}
+
 impl Hub {
     pub(crate) fn new(revision: i64, window: Window) -> Hub {
         let index = Index {
@@ -108,9 +117,15 @@ impl Hub {
     /// Tells watchers of what was just published: `staged`, in order, up to `revision`.
     pub(crate) fn publish(&self, staged: &[(Revision, Record)], revision: i64) {
         let mut wakers = Vec::new();
+        // One revision that the window has no room for, such as the deletion of very many keys.
+        let vast = staged
+            .get(self.window.events..)
+            .is_some_and(|later| staged.iter().zip(later).any(|((first, _), (later, _))| first.main() == later.main()));
         {
             let mut index = lock(&self.index);
-            if !index.is_idle() {
+            if vast && let Some((first, _)) = staged.first() {
+                index.pass_over(first.main(), revision, &mut wakers);
+            } else if !index.is_idle() {
                 index.distribute(staged);
                 index.deliver(&mut wakers);
                 index.trim(self.window);
@@ -155,6 +170,10 @@ impl Hub {
         let group = match log.subscribers.group_of(signal) {
             Some(known) => known,
             None => {
+                // A topic that nobody watches is new.
+                if log.subscribers.is_empty() {
+                    self.figures.key_bytes.add(key_bytes(&topic));
+                }
                 log.subscribers.add(Subscriber { signal: Arc::clone(signal), group });
                 group
             }
@@ -174,6 +193,7 @@ impl Hub {
             log.clear();
             drop(log);
             index.remove(topic);
+            self.figures.key_bytes.sub(key_bytes(topic));
         }
     }
 
@@ -239,6 +259,21 @@ impl Index {
             }
             ranges.holding(key, &mut touch);
         }
+    }
+
+    /// Leaves revisions to be read from history by everybody, without making an event of anything: it would all be forgotten
+    /// at once. O(topics), where everything else is O(records).
+    fn pass_over(&mut self, first: i64, last: i64, wakers: &mut Vec<Waker>) {
+        let Index { exact, ranges, kept, kept_events, kept_bytes, .. } = self;
+        let mut pass = |topic: &Arc<Topic>| {
+            let mut log = topic.log();
+            log.skip(last);
+            log.subscribers.iter().for_each(|one| wakers.extend(one.signal.mark(one.group, first)));
+        };
+        exact.iter().for_each(|topic| pass(&topic.0));
+        ranges.each(&mut pass);
+        kept.clear();
+        (*kept_events, *kept_bytes) = (0, 0);
     }
 
     /// Appends to the logs and rings the bells.

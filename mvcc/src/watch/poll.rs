@@ -46,7 +46,7 @@ impl WatchStream {
                 continue;
             }
             match self.signal.look(&mut marked, Some(cx.waker())) {
-                News::None if self.hub_has_caught_up() => {}
+                News::None if self.hub_has_caught_up(told) => {}
                 News::None => return Poll::Pending,
                 News::Closed => return Poll::Ready(Step::Closed),
                 News::Groups(since) => self.enqueue_marked(&mut marked, since),

@@ -106,10 +106,10 @@ impl WatchStream {
         !self.watchers.is_empty() && self.progress.seen > told
     }
 
-    /// Whether requests are left only because the hub has got so far by now; if they have to wait for that, it will wake this
-    /// stream, which no event may do.
-    pub(super) fn hub_has_caught_up(&self) -> bool {
-        let waits = self.progress.requests > 0 && self.lagging == 0 && self.sees_more_than(self.shared.hub.notified());
+    /// Whether requests are left only because the hub has got so far since it was found to be at `told`; if they have to
+    /// wait for that, it will wake this stream, which no event may do.
+    pub(super) fn hub_has_caught_up(&self, told: i64) -> bool {
+        let waits = self.progress.requests > 0 && self.lagging == 0 && self.sees_more_than(told);
         waits && self.shared.hub.wakes_at(self.progress.seen, &self.signal)
     }
 }

@@ -54,10 +54,10 @@ pub enum CreateError {
     /// The id is that of another watcher of the stream.
     #[error("watch id {0} is taken on this stream; choose another, or 0 to have one chosen")]
     DuplicateId(i64),
-    /// The stream has as many watchers as it may have.
-    #[error("the stream has {max} watchers, which is the limit; cancel some, or open another stream")]
+    /// The stream has as many watchers as it may have, or what is watched has as many bytes as it may have.
+    #[error("{max} watchers, or bytes of watched keys, are the limit; cancel some watchers, or open another stream")]
     TooMany {
-        /// The limit.
+        /// The limit, which is of watchers or of bytes.
         max: usize,
     },
     /// A start below zero is no revision.
@@ -70,6 +70,11 @@ pub enum CreateError {
 pub struct WatchLimits {
     /// Watchers on the stream. Default 100,000.
     pub watchers_max: usize,
+    /// Bytes of the keys that the stream watches, both ends of a range counted, and a range once however many watch it.
+    /// Default 64 MiB.
+    pub key_bytes_max: usize,
+    /// The same for all streams of a store together: a range counts once, whichever streams watch it. Default 1 GiB.
+    pub all_key_bytes_max: usize,
     /// Events in a batch, reached at the end of a revision. Default 1,000.
     pub batch_events: usize,
     /// Bytes of records in a batch, reached at the end of a revision; also what one read of history may gather for all
@@ -86,6 +91,8 @@ impl Default for WatchLimits {
     fn default() -> WatchLimits {
         WatchLimits {
             watchers_max: 100_000,
+            key_bytes_max: 64 << 20,
+            all_key_bytes_max: 1 << 30,
             batch_events: 1_000,
             batch_bytes: 256 << 10,
             history_records: 4_096,

@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::event::Event;
-use super::hub::Subscribed;
+use super::hub::{Subscribed, key_bytes};
 use super::progress::Progress;
 use super::roster::Roster;
 use super::signal::{Bits, Signal};
 use super::spec::{CreateError, WatchLimits, WatchSpec};
 use super::taken::PREV_READS_MAX;
+use super::topic::Topic;
 use super::watcher::{Group, Ids, Notes, Place, Watcher};
 use crate::error::ReadError;
 use crate::shared::Shared;
@@ -29,6 +30,8 @@ pub struct WatchStream {
     pub(super) watchers: Roster<Watcher>,
     pub(super) groups: Vec<Option<Group>>,
     free: Vec<u32>,
+    /// Of the keys of all groups.
+    key_bytes: u64,
     next_id: i64,
     next_serial: u32,
     /// Groups that may have news, each once.
@@ -122,6 +125,7 @@ impl Reader {
             watchers: Roster::new(),
             groups: Vec::new(),
             free: Vec::new(),
+            key_bytes: 0,
             next_id: 0,
             next_serial: 0,
             todo: VecDeque::new(),
@@ -160,9 +164,15 @@ impl WatchStream {
         if spec.id != 0 && self.watchers.contains(spec.id) {
             return Err(CreateError::DuplicateId(spec.id));
         }
-        let id = if spec.id == 0 { self.free_id() } else { spec.id };
         let offered = self.free.last().copied().unwrap_or(self.groups.len() as u32);
         let Subscribed { topic, group, .. } = self.shared.hub.subscribe(&spec.range, &self.signal, offered);
+        if group == offered
+            && let Some(max) = self.key_bytes_limit(&topic)
+        {
+            self.shared.hub.unsubscribe(&topic, &self.signal);
+            return Err(CreateError::TooMany { max });
+        }
+        let id = if spec.id == 0 { self.free_id() } else { spec.id };
         // After the subscription: what is published from here on is in the log.
         let revision = self.shared.published.load().revision;
         let next = if spec.start == 0 { revision + 1 } else { spec.start };
@@ -210,6 +220,7 @@ impl WatchStream {
         let group = self.group_mut(watcher.group);
         if group.watchers.remove(id) {
             let topic = Arc::clone(&group.topic);
+            self.key_bytes -= key_bytes(&topic);
             self.shared.hub.unsubscribe(&topic, &self.signal);
             self.groups[watcher.group as usize] = None;
             self.free.push(watcher.group);
@@ -336,7 +347,17 @@ impl WatchStream {
         self.next_id - 1
     }
 
+    /// The limit that is passed with one more topic, which has been subscribed to: that of the stream, or that of all.
+    fn key_bytes_limit(&self, topic: &Topic) -> Option<usize> {
+        let WatchLimits { key_bytes_max, all_key_bytes_max, .. } = self.limits;
+        if self.key_bytes + key_bytes(topic) > key_bytes_max as u64 {
+            return Some(key_bytes_max);
+        }
+        (self.shared.hub.figures.key_bytes() > all_key_bytes_max as u64).then_some(all_key_bytes_max)
+    }
+
     fn add_group(&mut self, at: u32, group: Group) {
+        self.key_bytes += key_bytes(&group.topic);
         match self.free.pop() {
             Some(free) => self.groups[free as usize] = Some(group),
             None => {

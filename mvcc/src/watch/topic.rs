@@ -136,6 +136,12 @@ impl Log {
         }
     }
 
+    /// Forgets everything up to a revision, also what has not been put in yet.
+    pub(super) fn skip(&mut self, upto: i64) {
+        self.tail = None;
+        self.floor = upto + 1;
+    }
+
     /// Forgets everything, because nobody is left to tell.
     pub(super) fn clear(&mut self) {
         self.tail = None;

@@ -125,6 +125,23 @@ fn who_asks_while_a_revision_is_told_is_answered_when_it_was() {
     assert!(drain(&mut stream).is_empty());
 }
 
+/// As above, but it is told just after the stream has looked how far that is, and nobody is to be woken yet.
+#[test]
+fn who_asks_while_a_revision_is_told_is_answered_even_if_that_ends_meanwhile() {
+    let mut store = Store::new();
+    let mut stream = store.reader.watch_stream(WatchLimits::default());
+    store.set("key");
+    let revision = store.commit("other");
+    assert!(store.writer.show());
+    stream.create(spec("key".to_owned())).expect("a watcher");
+    stream.request_progress();
+    let told = stream.shared.hub.notified();
+    stream.tell_progress(told);
+    store.writer.tell();
+    assert!(stream.hub_has_caught_up(told), "nobody wakes it any more");
+    assert!(matches!(drain(&mut stream)[..], [Delivery::Progress { id: None, revision: told }] if told == revision));
+}
+
 #[test]
 fn streams_of_a_topic_come_and_go_without_a_look_at_the_others() {
     let signals: Vec<_> = (0..MANY).map(|number| Arc::new(Signal::new(number))).collect();

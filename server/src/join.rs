@@ -80,7 +80,7 @@ pub enum JoinError {
     /// The cluster has no member with these URLs.
     #[error(
         "cluster {cluster:x} has no member with the peer URLs {urls}: add it first (member add), and start it with the \
-         same --initial-advertise-peer-urls"
+         same in --initial-cluster or --initial-advertise-peer-urls"
     )]
     NotAMember {
         /// The cluster.
@@ -276,8 +276,11 @@ mod tests {
     const THREE: &str = "a=http://h:1,b=http://h:2,c=http://h:3";
 
     fn config(args: &[&str]) -> Config {
-        let own = ["--name=b", "--initial-advertise-peer-urls=http://h:2"];
-        let args: Vec<String> = own.iter().chain(args).map(|arg| (*arg).to_owned()).collect();
+        parsed(&[&["--name=b", "--initial-advertise-peer-urls=http://h:2"], args].concat())
+    }
+
+    fn parsed(args: &[&str]) -> Config {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         match Config::from_args(&args, std::iter::empty()).unwrap() {
             Invocation::Serve(config) => *config,
             Invocation::Print(text) => panic!("prints {text}"),
@@ -348,5 +351,13 @@ mod tests {
         let started = [members[0], (2, "http://h:2", "b"), members[2]];
         assert!(matches!(error(&started, &[]), JoinError::DataLost { id: 2, .. }));
         assert!(matches!(error(&members, &[2]), JoinError::Removed { id: 2, .. }));
+    }
+
+    #[test]
+    fn a_place_is_found_by_what_initial_cluster_says_where_nothing_else_does() {
+        let members = [(1, "http://h:1", "a"), (2, "http://h:2", ""), (3, "http://h:3", "c")];
+        let cluster = format!("--initial-cluster={THREE}");
+        let config = parsed(&["--name=b", &cluster, "--initial-cluster-state=existing"]);
+        assert_eq!(place(&config, &view(&members, &[])).unwrap(), 2);
     }
 }

@@ -137,6 +137,18 @@ fn pings_are_free_where_they_are_allowed() {
 }
 
 #[test]
+fn without_a_time_to_answer_idle_clients_are_pinged_as_if_nothing_were_said() {
+    let root = directory();
+    let flags = ["--grpc-keepalive-interval=50ms", "--grpc-keepalive-timeout=0s"];
+    let tally = flags.iter().fold(launch(&root.path().join("d")), |launch, flag| launch.arg(flag)).start();
+    let mut frames = Frames::connect(&tally.address);
+    // Taken literally, the flags would have the server ping by now and end the connection at once.
+    std::thread::sleep(Duration::from_millis(500));
+    frames.send(PING, 0, &[7; 8]);
+    assert_eq!(frames.wait_for(PING), (ACK, vec![7; 8]));
+}
+
+#[test]
 fn the_server_pings_idle_clients_and_gives_up_those_who_do_not_answer() {
     let root = directory();
     let flags = ["--grpc-keepalive-interval=1s", "--grpc-keepalive-timeout=1s"];

@@ -7,12 +7,14 @@ pub(crate) enum Kind {
     Text,
     /// Comma-separated text; a YAML list in a config file is joined with commas.
     List,
-    /// A decimal integer, possibly negative.
+    /// An integer, possibly negative, in any of Go's notations.
     Int,
     /// `true` or `false`; the flag alone means `true`.
     Bool,
     /// A Go duration (`100ms`, `1h30m`); an integer of nanoseconds in a config file.
     Duration,
+    /// Anything, since nobody looks at it; the flag alone means `true`.
+    Any,
 }
 
 /// What the server does with a flag.
@@ -46,7 +48,7 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, class: Clas
 }
 
 use Class::{Accept, Alias, Later, Refuse, Serve};
-use Kind::{Bool, Duration, Int, List, Text};
+use Kind::{Any, Bool, Duration, Int, List, Text};
 
 const TLS: &str = "TLS is not in this version; put a TLS proxy in front, or listen on http:// URLs";
 const DISCOVERY: &str = "bootstrap by discovery is not supported; name the members in --initial-cluster";
@@ -58,6 +60,7 @@ const ROTATION: &str =
     "the server does not rotate its log files; it appends to them, so logrotate can do it with copytruncate";
 const REBUILD: &str = "rebuilding a cluster from one member's data is not in this version";
 const ALIKE: &str = "all members speak the same version";
+const FORMER: &str = "a flag of long ago, which etcd ignores, too";
 
 /// Every flag, in the order in which `--help` prints them.
 pub(crate) const FLAGS: &[Flag] = &[
@@ -107,10 +110,22 @@ pub(crate) const FLAGS: &[Flag] = &[
         Duration,
         "5s",
         Serve,
-        "shortest time between two HTTP/2 pings of a client (0: any)",
+        "shortest time between two HTTP/2 pings of a client (0: any, where etcd has 5m)",
     ),
-    flag("grpc-keepalive-interval", Duration, "2h", Serve, "time between two HTTP/2 pings to an idle client (0: none)"),
-    flag("grpc-keepalive-timeout", Duration, "20s", Serve, "time a client has to answer an HTTP/2 ping"),
+    flag(
+        "grpc-keepalive-interval",
+        Duration,
+        "2h",
+        Serve,
+        "time between two HTTP/2 pings to an idle client (0: 2h, and 20s to answer)",
+    ),
+    flag(
+        "grpc-keepalive-timeout",
+        Duration,
+        "20s",
+        Serve,
+        "time a client has to answer an HTTP/2 ping (0: 20s, and 2h between two)",
+    ),
     flag("socket-reuse-port", Bool, "false", Serve, "set SO_REUSEPORT on the listening sockets"),
     flag(
         "socket-reuse-address",
@@ -120,8 +135,14 @@ pub(crate) const FLAGS: &[Flag] = &[
         "set SO_REUSEADDR on the listening sockets (on Linux it always is)",
     ),
     flag("enable-grpc-gateway", Bool, "true", Serve, "serve JSON and WebSockets beside gRPC"),
-    flag("raft-read-timeout", Duration, "5s", Serve, "time a peer has to answer before its connection is given up"),
-    flag("raft-write-timeout", Duration, "5s", Serve, "time a peer has to take what is sent to it"),
+    flag(
+        "raft-read-timeout",
+        Duration,
+        "5s",
+        Serve,
+        "time a peer has to answer before its connection is given up; at least 5s",
+    ),
+    flag("raft-write-timeout", Duration, "5s", Serve, "time a peer has to take what is sent to it; at least 5s"),
     flag(
         "snapshot-send-rate-bytes",
         Int,
@@ -129,7 +150,13 @@ pub(crate) const FLAGS: &[Flag] = &[
         Serve,
         "bytes per second of a snapshot sent to another member (0: no limit); not in etcd",
     ),
-    flag("initial-advertise-peer-urls", List, "", Serve, "peer URLs to advertise (default: as listened on)"),
+    flag(
+        "initial-advertise-peer-urls",
+        List,
+        "",
+        Serve,
+        "peer URLs to advertise (default: as in --initial-cluster, else as listened on)",
+    ),
     flag("initial-cluster", List, "", Serve, "members of a new cluster, as name=url,… (default: this member alone)"),
     flag("initial-cluster-state", Text, "new", Serve, "`new` or `existing`"),
     flag("initial-cluster-token", Text, "etcd-cluster", Serve, "token that tells clusters with equal members apart"),
@@ -213,8 +240,14 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("metrics", Text, "basic", Serve, "`basic`, or `extensive`: a histogram for every RPC, too"),
     flag("listen-metrics-urls", List, "", Serve, "further URLs for /metrics and the health endpoints"),
     flag("logger", Text, "zap", Accept("logs are structured in any case"), "accepted"),
-    flag("log-outputs", List, "default", Serve, "`stderr` (default), `stdout`, or paths of files, comma-separated"),
-    flag("log-level", Text, "info", Serve, "`debug`, `info`, `warn`, `error`, `panic` or `fatal`"),
+    flag(
+        "log-outputs",
+        List,
+        "default",
+        Serve,
+        "`stderr` (default; so is `systemd/journal`), `stdout`, or paths of files, comma-separated",
+    ),
+    flag("log-level", Text, "info", Serve, "`debug`, `info`, `warn`, `error`, `dpanic`, `panic` or `fatal`"),
     flag("log-format", Text, "json", Serve, "`json` or `console`"),
     flag("enable-log-rotation", Bool, "false", Later(ROTATION), "not yet"),
     flag("log-rotation-config-json", Text, "", Accept(ROTATION), "accepted"),
@@ -340,6 +373,26 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("experimental-enable-v2v3", Text, "", Refuse("the v2 API is not supported"), "refused"),
     flag("experimental-backend-bbolt-freelist-type", Text, "map", Alias("backend-bbolt-freelist-type"), "see there"),
     flag(
+        "experimental-set-member-localaddr",
+        Bool,
+        "false",
+        Refuse("the system chooses the address that members are called from; set it with a route (`ip route … src`)"),
+        "refused",
+    ),
+    flag("cluster-active-size", Any, "", Accept(FORMER), "accepted"),
+    flag("cluster-remove-delay", Any, "", Accept(FORMER), "accepted"),
+    flag("cluster-sync-interval", Any, "", Accept(FORMER), "accepted"),
+    flag("config", Any, "", Accept(FORMER), "accepted"),
+    flag("force", Any, "", Accept(FORMER), "accepted"),
+    flag("max-result-buffer", Any, "", Accept(FORMER), "accepted"),
+    flag("max-retry-attempts", Any, "", Accept(FORMER), "accepted"),
+    flag("peer-election-timeout", Any, "", Accept(FORMER), "accepted"),
+    flag("peer-heartbeat-interval", Any, "", Accept(FORMER), "accepted"),
+    flag("retry-interval", Any, "", Accept(FORMER), "accepted"),
+    flag("snapshot", Any, "", Accept(FORMER), "accepted"),
+    flag("v", Any, "", Accept(FORMER), "accepted"),
+    flag("vv", Any, "", Accept(FORMER), "accepted"),
+    flag(
         "config-file",
         Text,
         "",
@@ -362,10 +415,12 @@ pub(crate) fn find(name: &str) -> Option<&'static Flag> {
     FLAGS.iter().find(|flag| flag.name == name)
 }
 
-/// The flag whose name is the fewest edits away from `name`, if that is a plausible typing error.
+/// The flag whose name is the fewest edits away from `name`, if that is a plausible typing error. Flags at whose value
+/// nobody looks are not meant.
 pub(crate) fn nearest(name: &str) -> Option<&'static str> {
     FLAGS
         .iter()
+        .filter(|flag| flag.kind != Kind::Any)
         .map(|flag| (distance(name, flag.name), flag.name))
         .min()
         .filter(|(edits, candidate)| *edits <= candidate.len().max(6) / 3)
@@ -430,6 +485,7 @@ mod tests {
         assert_eq!(nearest("data-dri"), Some("data-dir"));
         assert_eq!(nearest("listen-client-url"), Some("listen-client-urls"));
         assert_eq!(nearest("heartbeat"), None);
+        assert_eq!((nearest("vvv"), nearest("configs")), (None, None));
         assert_eq!(nearest("zzzzzzzzzzzzzzzz"), None);
     }
 }

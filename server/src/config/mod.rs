@@ -268,7 +268,7 @@ pub struct Config {
     pub unsafe_no_fsync: bool,
     /// Threads that serve requests; 0 to choose from the number of cores.
     pub worker_threads: usize,
-    /// Lines to log at the start: flags without effect, unknown variables.
+    /// Lines to log at the start: flags without effect, values that are not taken as given, unknown variables.
     pub notices: Vec<String>,
 }
 

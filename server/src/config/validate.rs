@@ -22,15 +22,20 @@ const COMPACTION_SLEEP: Duration = Duration::from_millis(10);
 /// Time between two looks at the revision in revision mode.
 const REVISION_CHECK_MS: u64 = 5 * 60 * 1000;
 
+/// Least time that another member has to answer or to take what is sent, as in etcd.
+const PEER_TIMEOUT_MIN: Duration = Duration::from_secs(5);
+
+const INITIAL_CLUSTER: &str = "initial-cluster";
 /// The flags that a member's ids are derived from.
-const IDENTITY_FLAGS: [&str; 3] = ["initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls"];
+const IDENTITY_FLAGS: [&str; 3] = [INITIAL_CLUSTER, "initial-cluster-token", "initial-advertise-peer-urls"];
 
 fn invalid(name: &'static str, why: impl Into<String>) -> ConfigError {
     ConfigError::Invalid { name, why: why.into() }
 }
 
 impl Config {
-    pub(super) fn from_values(values: Values) -> Result<Config, ConfigError> {
+    pub(super) fn from_values(mut values: Values) -> Result<Config, ConfigError> {
+        let mut notices = std::mem::take(&mut values.notices);
         let name = values.text("name").to_owned();
         if name.is_empty() || name.contains([',', '=']) {
             return Err(invalid("name", "must not be empty nor contain a comma or an equals sign"));
@@ -39,10 +44,12 @@ impl Config {
         let listen_peer_urls = listen(&values, "listen-peer-urls", true)?;
         let advertise_client_urls = advertise(&values, "advertise-client-urls", &listen_client_urls)?;
         advertised(&values, &advertise_client_urls)?;
-        let advertise_peer_urls = advertise(&values, "initial-advertise-peer-urls", &listen_peer_urls)?;
-        reachable("initial-advertise-peer-urls", &advertise_peer_urls)?;
-        let initial_cluster = initial_cluster(&values, &name, &advertise_peer_urls)?;
+        let members = initial_cluster(&values)?;
+        let advertise_peer_urls = advertise_peer_urls(&values, &name, members.as_deref(), &listen_peer_urls)?;
+        let alone = || vec![InitialMember { name: name.clone(), peer_urls: advertise_peer_urls.clone() }];
+        let initial_cluster = members.unwrap_or_else(alone);
         let (heartbeat_ms, election_ms) = timing(&values)?;
+        let (http2_ping_interval, http2_ping_timeout) = keepalive(&values);
         let data_dir = match values.text("data-dir") {
             "" => PathBuf::from(format!("{name}.etcd")),
             given => PathBuf::from(given),
@@ -64,8 +71,8 @@ impl Config {
             initial_cluster_given: IDENTITY_FLAGS.iter().any(|name| values.is_given(name)),
             strict_reconfig_check: values.bool("strict-reconfig-check"),
             max_learners: positive(&values, "max-learners")? as usize,
-            raft_read_timeout: timeout(&values, "raft-read-timeout")?,
-            raft_write_timeout: timeout(&values, "raft-write-timeout")?,
+            raft_read_timeout: peer_timeout(&values, "raft-read-timeout", &mut notices),
+            raft_write_timeout: peer_timeout(&values, "raft-write-timeout", &mut notices),
             snapshot_send_rate_bytes: values.int("snapshot-send-rate-bytes")?,
             snapshot_count: positive_or(&values, "snapshot-count", 10_000)?,
             snapshot_catchup_entries: positive_or(&values, "snapshot-catchup-entries", 5_000)?,
@@ -75,8 +82,8 @@ impl Config {
             max_request_bytes: request_bytes(&values)?,
             max_txn_ops: positive(&values, "max-txn-ops")? as usize,
             max_concurrent_streams: positive_or(&values, "max-concurrent-streams", u32::MAX)?,
-            http2_ping_interval: values.duration("grpc-keepalive-interval"),
-            http2_ping_timeout: values.duration("grpc-keepalive-timeout"),
+            http2_ping_interval,
+            http2_ping_timeout,
             watch_progress_notify_interval: progress_interval(values.duration("watch-progress-notify-interval")),
             http2_client_ping_interval_min: values.duration("grpc-keepalive-min-time"),
             socket_reuse_port: values.bool("socket-reuse-port"),
@@ -89,13 +96,13 @@ impl Config {
             },
             cors: allowed(&values, "cors"),
             host_whitelist: allowed(&values, "host-whitelist"),
-            log: log(&values)?,
+            log: log(&values, &mut notices)?,
             warning_apply: values.duration("warning-apply-duration"),
             warning_request: values.duration("warning-unary-request-duration"),
             unsafe_no_fsync: values.bool("unsafe-no-fsync"),
             worker_threads: values.int("worker-threads")?,
             name,
-            notices: values.notices,
+            notices,
         };
         if config.worker_threads > WORKER_THREADS_MAX {
             return Err(invalid("worker-threads", format!("at most {WORKER_THREADS_MAX}")));
@@ -139,11 +146,11 @@ fn advertised(values: &Values, urls: &[Url]) -> Result<(), ConfigError> {
     }
 }
 
-/// The members of `--initial-cluster`; without the flag, this member under the URLs that it advertises.
-fn initial_cluster(values: &Values, name: &str, advertised: &[Url]) -> Result<Vec<InitialMember>, ConfigError> {
-    const FLAG: &str = "initial-cluster";
+/// The members that `--initial-cluster` names, if it is given.
+fn initial_cluster(values: &Values) -> Result<Option<Vec<InitialMember>>, ConfigError> {
+    const FLAG: &str = INITIAL_CLUSTER;
     if values.text(FLAG).is_empty() {
-        return Ok(vec![InitialMember { name: name.to_owned(), peer_urls: advertised.to_vec() }]);
+        return Ok(None);
     }
     let mut members: Vec<InitialMember> = Vec::new();
     for item in values.text(FLAG).split(',').map(str::trim).filter(|item| !item.is_empty()) {
@@ -164,15 +171,35 @@ fn initial_cluster(values: &Values, name: &str, advertised: &[Url]) -> Result<Ve
     if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(invalid(FLAG, format!("{} stands in it twice; every member needs URLs of its own", twice[0])));
     }
-    let Some(own) = members.iter().find(|member| member.name == name) else {
-        return Err(invalid(FLAG, format!("there is no member named {name:?} in it; set --name, or add it")));
+    Ok(Some(members))
+}
+
+/// Where other members reach this one: as the flag says, else as `--initial-cluster` does, else where it listens. A
+/// member that joins has told its URLs to the cluster already, so etcd does not ask it for this flag either.
+fn advertise_peer_urls(
+    values: &Values,
+    name: &str,
+    members: Option<&[InitialMember]>,
+    listened: &[Url],
+) -> Result<Vec<Url>, ConfigError> {
+    const FLAG: &str = "initial-advertise-peer-urls";
+    let Some(members) = members else {
+        let urls = advertise(values, FLAG, listened)?;
+        reachable(FLAG, &urls)?;
+        return Ok(urls);
     };
-    if own.peer_urls != advertised {
+    let Some(own) = members.iter().find(|member| member.name == name) else {
+        let why = format!("there is no member named {name:?} in it; set --name, or add it");
+        return Err(invalid(INITIAL_CLUSTER, why));
+    };
+    let urls = advertise(values, FLAG, &own.peer_urls)?;
+    reachable(FLAG, &urls)?;
+    if urls != own.peer_urls {
         let list = |urls: &[Url]| urls.iter().map(Url::to_string).collect::<Vec<_>>().join(",");
-        let (there, here) = (list(&own.peer_urls), list(advertised));
-        return Err(invalid(FLAG, format!("{name} has {there} there, but {here} in --initial-advertise-peer-urls")));
+        let (there, here) = (list(&own.peer_urls), list(&urls));
+        return Err(invalid(INITIAL_CLUSTER, format!("{name} has {there} there, but {here} in --{FLAG}")));
     }
-    Ok(members)
+    Ok(urls)
 }
 
 /// Peers speak plain HTTP over TCP in this version.
@@ -180,12 +207,21 @@ fn reachable(name: &'static str, urls: &[Url]) -> Result<(), ConfigError> {
     urls.iter().try_for_each(Url::check_peer).map_err(|source| ConfigError::Url { name, source })
 }
 
-/// A time that somebody else has, so it cannot be none.
-fn timeout(values: &Values, name: &'static str) -> Result<Duration, ConfigError> {
-    match values.duration(name) {
-        Duration::ZERO => Err(invalid(name, "must be longer than 0")),
-        time => Ok(time),
+/// A time that another member has; less than [`PEER_TIMEOUT_MIN`] is raised to it, with a notice.
+fn peer_timeout(values: &Values, name: &'static str, notices: &mut Vec<String>) -> Duration {
+    let given = values.duration(name);
+    if given < PEER_TIMEOUT_MIN {
+        notices.push(format!("--{name} is raised to {} s, which is the least", PEER_TIMEOUT_MIN.as_secs()));
     }
+    given.max(PEER_TIMEOUT_MIN)
+}
+
+/// Time between two pings of an idle client, and time to answer one. As in etcd, none of either leaves both at the
+/// defaults of gRPC: without a time to answer, every ping would end its connection.
+fn keepalive(values: &Values) -> (Duration, Duration) {
+    const DEFAULT: (Duration, Duration) = (Duration::from_secs(2 * 3600), Duration::from_secs(20));
+    let (interval, timeout) = (values.duration("grpc-keepalive-interval"), values.duration("grpc-keepalive-timeout"));
+    if interval.is_zero() || timeout.is_zero() { DEFAULT } else { (interval, timeout) }
 }
 
 /// Heartbeat interval and election timeout.
@@ -281,32 +317,40 @@ fn auto_compaction(values: &Values) -> Result<AutoCompaction, ConfigError> {
     }
 }
 
-fn log(values: &Values) -> Result<LogConfig, ConfigError> {
-    let level = choice(
-        values,
-        "log-level",
-        &[
-            ("debug", LogLevel::Debug),
-            ("info", LogLevel::Info),
-            ("warn", LogLevel::Warn),
-            ("error", LogLevel::Error),
-            ("panic", LogLevel::Error),
-            ("fatal", LogLevel::Error),
-        ],
-    )?;
+/// The level, in letters of any case. What etcd has above errors counts as errors.
+fn log_level(values: &Values) -> Result<LogLevel, ConfigError> {
+    const FLAG: &str = "log-level";
+    match values.text(FLAG).to_ascii_lowercase().as_str() {
+        "debug" => Ok(LogLevel::Debug),
+        "info" | "" => Ok(LogLevel::Info),
+        "warn" | "warning" => Ok(LogLevel::Warn),
+        "error" | "dpanic" | "panic" | "fatal" => Ok(LogLevel::Error),
+        given => Err(invalid(FLAG, format!("{given:?} is none of debug, info, warn, error, dpanic, panic, fatal"))),
+    }
+}
+
+fn log(values: &Values, notices: &mut Vec<String>) -> Result<LogConfig, ConfigError> {
+    const OUTPUTS: &str = "log-outputs";
+    const JOURNAL: &str = "systemd/journal";
     let format = choice(values, "log-format", &[("json", LogFormat::Json), ("console", LogFormat::Console)])?;
-    let outputs = values.text("log-outputs").split(',').map(str::trim).filter(|output| !output.is_empty());
-    let outputs: Vec<LogOutput> = outputs
-        .map(|output| match output {
-            "default" | "stderr" => LogOutput::Stderr,
+    let mut outputs: Vec<LogOutput> = Vec::new();
+    for given in values.text(OUTPUTS).split(',').map(str::trim).filter(|output| !output.is_empty()) {
+        let output = match given {
+            "default" | "stderr" | JOURNAL => LogOutput::Stderr,
             "stdout" => LogOutput::Stdout,
             path => LogOutput::File(PathBuf::from(path)),
-        })
-        .collect();
-    if outputs.is_empty() {
-        return Err(invalid("log-outputs", "at least one output is needed"));
+        };
+        if given == JOURNAL {
+            notices.push(format!("--{OUTPUTS}={JOURNAL} means standard error, which systemd writes to the journal"));
+        }
+        if !outputs.contains(&output) {
+            outputs.push(output);
+        }
     }
-    Ok(LogConfig { level, format, outputs })
+    if outputs.is_empty() {
+        return Err(invalid(OUTPUTS, "at least one output is needed"));
+    }
+    Ok(LogConfig { level: log_level(values)?, format, outputs })
 }
 
 #[cfg(test)]
@@ -406,13 +450,13 @@ mod tests {
             (&["--listen-client-urls=http://0.0.0.0:1"], "--advertise-client-urls: is required"),
             (&["--listen-client-urls=http://127.0.0.1:1,http://[::]:2"], "--advertise-client-urls: is required"),
             (&["--initial-cluster=x=http://localhost:2380"], "\"default\""),
-            (&["--initial-cluster=default=http://localhost:1"], "--initial-advertise-peer-urls"),
+            (&["--initial-cluster=,"], "\"default\""),
+            (&["--initial-cluster=default=http://h:1", "--initial-advertise-peer-urls=http://h:2"], "but http://h:2"),
             (&["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"], "twice"),
             (&["--initial-cluster=default=http://localhost:2380,default=http://localhost:2380"], "twice"),
             (&["--initial-cluster=default=http://localhost:2380,b=https://h:1"], "TLS"),
             (&["--initial-cluster=default=http://localhost:2380,b=unix://s"], "TCP"),
             (&["--max-learners=0"], "--max-learners"),
-            (&["--raft-read-timeout=0s"], "--raft-read-timeout"),
             (&["--snapshot-send-rate-bytes=-1"], "--snapshot-send-rate-bytes"),
             (&["--pre-vote=false"], "pre-vote"),
             (&["--initial-cluster=nonsense"], "name=url"),
@@ -445,17 +489,71 @@ mod tests {
             "--initial-cluster-state=existing",
             "--max-learners=2",
             "--strict-reconfig-check=false",
-            "--raft-read-timeout=100ms",
+            "--raft-read-timeout=8s",
             "--snapshot-send-rate-bytes=1000000",
         ];
         let config = config(&args).unwrap();
         assert_eq!(config.initial_cluster.len(), 3);
         assert!(config.initial_cluster_existing && config.initial_cluster_given && !config.strict_reconfig_check);
         assert_eq!((config.max_learners, config.snapshot_send_rate_bytes), (2, 1_000_000));
-        assert_eq!(config.raft_read_timeout, Duration::from_millis(100));
+        assert_eq!(config.raft_read_timeout, Duration::from_secs(8));
         assert_eq!(config.raft_write_timeout, Duration::from_secs(5));
         assert!(!self::config(&[]).unwrap().initial_cluster_given);
         assert!(self::config(&["--initial-cluster-token=t"]).unwrap().initial_cluster_given);
+    }
+
+    #[test]
+    fn a_member_that_is_not_told_its_peer_urls_has_those_of_the_cluster() {
+        let cluster = "--initial-cluster=a=http://h:1,b=http://h:3,b=http://h:2";
+        for state in ["new", "existing"] {
+            let config = config(&["--name=b", cluster, &format!("--initial-cluster-state={state}")]).unwrap();
+            assert_eq!(config.advertise_peer_urls.len(), 2, "{state}");
+            assert_eq!(config.advertise_peer_urls, config.initial_cluster[1].peer_urls, "{state}");
+        }
+        // What it is told is compared as it is written: nobody is asked where a name leads.
+        let told = ["--initial-cluster=default=http://localhost:1", "--initial-advertise-peer-urls=http://127.0.0.1:1"];
+        let error = config(&told).unwrap_err().to_string();
+        assert!(error.contains("but http://127.0.0.1:1 in --initial-advertise-peer-urls"), "{error}");
+    }
+
+    #[test]
+    fn other_members_have_five_seconds_at_least() {
+        let raised = config(&["--raft-read-timeout=100ms", "--raft-write-timeout=0s"]).unwrap();
+        assert_eq!((raised.raft_read_timeout, raised.raft_write_timeout), (PEER_TIMEOUT_MIN, PEER_TIMEOUT_MIN));
+        for flag in ["--raft-read-timeout", "--raft-write-timeout"] {
+            assert!(raised.notices.iter().any(|line| line.contains(flag)), "{flag}: {:?}", raised.notices);
+        }
+        assert!(config(&["--raft-read-timeout=5s"]).unwrap().notices.is_empty());
+    }
+
+    #[test]
+    fn pings_without_a_time_are_those_of_grpc() {
+        let default = (7200, 20);
+        for (interval, timeout, expected) in [("3s", "4s", (3, 4)), ("0", "4s", default), ("3s", "0s", default)] {
+            let args = [format!("--grpc-keepalive-interval={interval}"), format!("--grpc-keepalive-timeout={timeout}")];
+            let config = config(&[&args[0], &args[1]]).unwrap();
+            let pings = (config.http2_ping_interval.as_secs(), config.http2_ping_timeout.as_secs());
+            assert_eq!(pings, expected, "{args:?}");
+        }
+        assert!(config(&["--grpc-keepalive-min-time=0"]).unwrap().http2_client_ping_interval_min.is_zero());
+    }
+
+    #[test]
+    fn logs_are_asked_for_in_the_words_of_etcd() {
+        for (level, expected) in [
+            ("DEBUG", LogLevel::Debug),
+            ("Info", LogLevel::Info),
+            ("", LogLevel::Info),
+            ("Warn", LogLevel::Warn),
+            ("warning", LogLevel::Warn),
+            ("dpanic", LogLevel::Error),
+            ("panic", LogLevel::Error),
+        ] {
+            assert_eq!(config(&[&format!("--log-level={level}")]).unwrap().log.level, expected, "{level:?}");
+        }
+        let config = config(&["--log-outputs=systemd/journal,stdout,stderr"]).unwrap();
+        assert_eq!(config.log.outputs, [LogOutput::Stderr, LogOutput::Stdout]);
+        assert!(config.notices.iter().any(|line| line.contains("systemd/journal")), "{:?}", config.notices);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! **Invariant**: a flag beats `TALLY_…`, which beats `ETCD_…`, which beats the default; and a config file, once named,
 //! is the only source. A variable that is empty is not set: compose files and unit files pass on what they do not have.
+//! `--version` and `--help` are answered before any other value is looked at; only the command line can ask for them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,6 +14,12 @@ use super::flags::{Class, FLAGS, Flag, Kind, find, nearest};
 
 /// The prefixes of environment variables, the strongest first.
 const ENV_PREFIXES: [&str; 2] = ["TALLY_", "ETCD_"];
+/// What the command line can ask for instead of a server. Not the environment: images set `ETCD_VERSION` to say what is
+/// in them.
+const QUESTIONS: [&str; 2] = ["version", "help"];
+const CONFIG_FILE: &str = "config-file";
+/// A source, as errors name it.
+const COMMAND_LINE: &str = "the command line";
 
 /// The values of all flags that were given, already checked against their kinds.
 #[derive(Debug, Default)]
@@ -23,25 +30,33 @@ pub(super) struct Values {
 }
 
 impl Values {
-    /// Collects the values of all sources. `args` excludes the program's name.
+    /// Collects the values of all sources. `args` excludes the program's name. If `version` or `help` is asked for,
+    /// nothing else is collected.
     pub(super) fn collect(args: &[String], env: impl Iterator<Item = (String, String)>) -> Result<Values, ConfigError> {
         let mut values = Values::default();
-        values.read_env(env)?;
-        let from_env = values.given.len();
-        let typed = parse_args(args)?;
-        let from_args = typed.len();
-        for (flag, value) in typed {
-            values.set(flag, value, "the command line")?;
+        let (questions, settings): (Vec<_>, Vec<_>) =
+            parse_args(args)?.into_iter().partition(|(flag, _)| QUESTIONS.contains(&flag.name));
+        for (flag, value) in questions {
+            values.set(flag, value, COMMAND_LINE)?;
         }
-        let path = values.given.get("config-file").filter(|path| !path.is_empty()).cloned();
+        if QUESTIONS.iter().any(|name| values.bool(name)) {
+            return Ok(values);
+        }
+        let env: BTreeMap<String, String> = env.collect();
+        let path = config_file(&settings, &env);
+        let ignored = settings.iter().map(|(flag, _)| flag.name).chain(set_by(&env)).any(|name| name != CONFIG_FILE);
+        if path.is_none() {
+            values.read_env(&env)?;
+        }
+        // What is typed has to make sense even beside a config file, as it has to for etcd.
+        for (flag, value) in settings {
+            values.set(flag, value, COMMAND_LINE)?;
+        }
         if let Some(path) = path {
-            let help = ["help", "version"].map(|name| (name, values.given.get(name).cloned()));
-            let ignored = from_env + from_args > 1;
             values = Values::default();
             if ignored {
                 values.notices.push(format!("config file {path} is given: other flags and variables are ignored"));
             }
-            values.given.extend(help.into_iter().filter_map(|(name, value)| Some((name, value?))));
             for (flag, value) in file::read(&path)? {
                 values.set(flag, value, &path)?;
             }
@@ -50,23 +65,17 @@ impl Values {
         Ok(values)
     }
 
-    fn read_env(&mut self, env: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
-        let env: BTreeMap<String, String> = env.collect();
-        for flag in FLAGS {
-            let name = flag.name.to_uppercase().replace('-', "_");
-            let given = ENV_PREFIXES.iter().find_map(|prefix| {
-                let variable = format!("{prefix}{name}");
-                let value = env.get(&variable).filter(|value| !value.is_empty())?;
-                Some((variable, value))
-            });
-            if let Some((variable, value)) = given {
-                self.set(flag, value.clone(), &format!("${variable}"))?;
+    fn read_env(&mut self, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
+        for flag in FLAGS.iter().filter(|flag| !QUESTIONS.contains(&flag.name)) {
+            if let Some((variable, value)) = from_env(env, flag.name) {
+                self.set(flag, value.to_owned(), &format!("${variable}"))?;
             }
         }
         for variable in env.keys().filter(|name| ENV_PREFIXES.iter().any(|prefix| name.starts_with(prefix))) {
             let name = ENV_PREFIXES.iter().find_map(|prefix| variable.strip_prefix(prefix)).unwrap_or(variable);
-            if find(&name.to_lowercase().replace('_', "-")).is_none() {
-                self.notices.push(format!("environment variable {variable} is not a flag and is ignored"));
+            let flag = find(&name.to_lowercase().replace('_', "-"));
+            if flag.is_none_or(|flag| QUESTIONS.contains(&flag.name)) {
+                self.notices.push(format!("environment variable {variable} sets no flag and is ignored"));
             }
         }
         Ok(())
@@ -122,7 +131,7 @@ impl Values {
 
     /// The value of a [`Kind::Int`] that must fit into `T`.
     pub(super) fn int<T: TryFrom<i64>>(&self, name: &'static str) -> Result<T, ConfigError> {
-        let number: i64 = self.text(name).trim().parse().unwrap_or_default();
+        let number = parse_int(self.text(name)).unwrap_or_default();
         T::try_from(number).map_err(|_| ConfigError::Invalid { name, why: format!("{number} is out of range") })
     }
 
@@ -141,14 +150,58 @@ fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
+/// Go's spellings of integers: decimal, `0x…`, `0o…` or `0…`, `0b…`, and `_` between digits.
+fn parse_int(text: &str) -> Option<i64> {
+    let (sign, body) = match text.strip_prefix('-') {
+        Some(body) => ("-", body),
+        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    };
+    let body = body.to_ascii_lowercase();
+    let prefixed = [("0x", 16), ("0o", 8), ("0b", 2), ("0", 8)]
+        .into_iter()
+        .find_map(|(prefix, radix)| Some((body.strip_prefix(prefix)?, radix)))
+        .filter(|_| body != "0");
+    let (digits, radix) = match prefixed {
+        // After a prefix there may be an underscore, as if the prefix were a digit.
+        Some((digits, radix)) => (digits.strip_prefix('_').unwrap_or(digits), radix),
+        None => (body.as_str(), 10),
+    };
+    let is_number = |group: &str| !group.is_empty() && group.chars().all(|digit| digit.is_digit(radix));
+    let number = digits.split('_').all(is_number).then(|| format!("{sign}{}", digits.replace('_', "")))?;
+    i64::from_str_radix(&number, radix).ok()
+}
+
 /// `Err` says what was expected.
 fn check_kind(flag: &Flag, value: &str) -> Result<(), &'static str> {
     match flag.kind {
-        Kind::Text | Kind::List => Ok(()),
-        Kind::Int => value.trim().parse::<i64>().map(drop).map_err(|_| "a decimal integer"),
+        Kind::Text | Kind::List | Kind::Any => Ok(()),
+        Kind::Int => parse_int(value).map(drop).ok_or("an integer"),
         Kind::Bool => parse_bool(value).map(drop).ok_or("true or false"),
         Kind::Duration => duration::parse(value).map(drop).ok_or("a duration such as 100ms, 5s or 1h30m"),
     }
+}
+
+/// The variable that sets a flag, if any does, and its value.
+fn from_env<'a>(env: &'a BTreeMap<String, String>, flag: &str) -> Option<(String, &'a str)> {
+    let name = flag.to_uppercase().replace('-', "_");
+    ENV_PREFIXES.iter().find_map(|prefix| {
+        let variable = format!("{prefix}{name}");
+        let value = env.get(&variable).filter(|value| !value.is_empty())?;
+        Some((variable, value.as_str()))
+    })
+}
+
+/// The flags that the environment sets.
+fn set_by(env: &BTreeMap<String, String>) -> impl Iterator<Item = &'static str> {
+    let names = FLAGS.iter().map(|flag| flag.name).filter(|name| !QUESTIONS.contains(name));
+    names.filter(move |name| from_env(env, name).is_some())
+}
+
+/// The path of the config file, if one is named; the command line comes before the environment.
+fn config_file(typed: &[(&'static Flag, String)], env: &BTreeMap<String, String>) -> Option<String> {
+    let typed = typed.iter().rev().find(|(flag, _)| flag.name == CONFIG_FILE).map(|(_, path)| path.as_str());
+    let path = typed.filter(|path| !path.is_empty()).or_else(|| Some(from_env(env, CONFIG_FILE)?.1));
+    path.map(str::to_owned)
 }
 
 /// Reads `-flag`, `--flag`, `--flag=value` and `--flag value`.
@@ -173,6 +226,7 @@ fn parse_args(args: &[String]) -> Result<Vec<(&'static Flag, String)>, ConfigErr
                 Some("true" | "false") => args.next().cloned().unwrap_or_default(),
                 _ => "true".to_owned(),
             },
+            (None, Kind::Any) => "true".to_owned(),
             (None, _) => args.next().cloned().ok_or(ConfigError::NoValue { name: flag.name })?,
         };
         found.push((flag, value));
@@ -213,6 +267,83 @@ mod tests {
         // On the command line it is a value like any other.
         assert_eq!(collect(&["--name="], &[etcd]).unwrap().text("name"), "");
         assert!(collect(&["--election-timeout="], &[]).is_err());
+    }
+
+    #[test]
+    fn a_question_is_answered_whatever_else_is_given() {
+        let env = [("ETCD_ELECTION_TIMEOUT", "soon"), ("ETCD_CERT_FILE", "/x"), ("ETCD_CONFIG_FILE", "/nonexistent")];
+        for question in QUESTIONS {
+            let flag = format!("--{question}");
+            let beside = ["--pre-vote=false", "--election-timeout=soon", "--config-file=/nonexistent", flag.as_str()];
+            assert!(collect(&beside, &env).unwrap().bool(question), "{question}");
+            assert!(collect(&[&format!("{flag}=maybe")], &[]).is_err(), "{question}");
+            let no = collect(&[&format!("{flag}=false"), "--name=x"], &[]).unwrap();
+            assert_eq!((no.bool(question), no.text("name")), (false, "x"));
+        }
+    }
+
+    #[test]
+    fn the_environment_asks_for_neither_version_nor_help() {
+        let values = collect(&[], &[("ETCD_VERSION", "v3.5.1"), ("TALLY_HELP", "true"), ("ETCD_NAME", "x")]).unwrap();
+        assert!(!values.bool("version") && !values.bool("help"));
+        assert_eq!(values.text("name"), "x");
+        assert!(values.notices.iter().any(|line| line.contains("ETCD_VERSION")), "{:?}", values.notices);
+    }
+
+    #[test]
+    fn beside_a_config_file_the_environment_is_not_even_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, format!("name: {name}\n")).unwrap();
+            path.display().to_string()
+        };
+        let (typed, tally, etcd) = (file("typed"), file("tally"), file("etcd"));
+        let env = [
+            ("TALLY_CONFIG_FILE", tally.as_str()),
+            ("ETCD_CONFIG_FILE", etcd.as_str()),
+            ("ETCD_ELECTION_TIMEOUT", "soon"),
+            ("ETCD_CERT_FILE", "/x"),
+        ];
+        let from_args = collect(&["--config-file", typed.as_str()], &env).unwrap();
+        assert_eq!(from_args.text("name"), "typed");
+        assert!(from_args.notices.iter().any(|line| line.contains("are ignored")), "{:?}", from_args.notices);
+        assert_eq!(collect(&["--config-file=", "--name=x"], &env).unwrap().text("name"), "tally");
+        assert_eq!(collect(&[], &env[1..]).unwrap().text("name"), "etcd");
+        assert!(collect(&[], &env[2..]).is_err());
+        let alone = collect(&[], &env[..1]).unwrap();
+        assert!(alone.notices.is_empty(), "{:?}", alone.notices);
+        // What is typed is ignored, too, but it has to be a value.
+        assert!(collect(&["--election-timeout=soon"], &env).is_err());
+    }
+
+    #[test]
+    fn integers_are_read_as_go_reads_them() {
+        for (text, number) in [
+            ("0", 0),
+            ("00", 0),
+            ("-7", -7),
+            ("+7", 7),
+            ("0x1F", 31),
+            ("-0X10", -16),
+            ("0o17", 15),
+            ("017", 15),
+            ("0b101", 5),
+            ("1_000", 1000),
+            ("0x_ff", 255),
+            ("0_7", 7),
+            ("9223372036854775807", i64::MAX),
+            ("-9223372036854775808", i64::MIN),
+        ] {
+            assert_eq!(parse_int(text), Some(number), "{text}");
+        }
+        for text in ["", "-", "+-1", "--1", " 1", "1 ", "08", "0x", "0b2", "_1", "1_", "1__0", "0x_", "0x-1", "1e3"] {
+            assert_eq!(parse_int(text), None, "{text}");
+        }
+        assert_eq!(parse_int("9223372036854775808"), None);
+        let values = collect(&["--election-timeout=0x7d0"], &[]).unwrap();
+        assert_eq!(values.int::<u64>("election-timeout").unwrap(), 2000);
+        assert!(collect(&["--election-timeout= 2000"], &[]).is_err());
     }
 
     #[test]
@@ -265,6 +396,19 @@ mod tests {
         assert!(values.notices.iter().any(|line| line.contains("--max-wals")));
         assert!(values.notices.iter().any(|line| line.contains("ETCD_NO_SUCH")));
         assert!(!values.notices.iter().any(|line| line.contains("ETCDCTL_API")));
+    }
+
+    #[test]
+    fn flags_that_etcd_ignores_take_any_value_or_none() {
+        let args = ["--v", "--vv=3", "--config=/etc/etcd.conf", "--name=x"];
+        let values = collect(&args, &[("ETCD_FORCE", "maybe")]).unwrap();
+        assert_eq!(values.text("name"), "x");
+        for flag in ["--v ", "--vv ", "--config ", "--force "] {
+            assert!(values.notices.iter().any(|line| line.starts_with(flag)), "{flag}: {:?}", values.notices);
+        }
+        assert!(collect(&["--experimental-set-member-localaddr=false"], &[]).is_ok());
+        let error = collect(&["--experimental-set-member-localaddr"], &[]).unwrap_err().to_string();
+        assert!(error.contains("address"), "{error}");
     }
 
     #[test]

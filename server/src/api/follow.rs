@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tally_mvcc::{Batch, Delivery, Filters, KeyRange, Step, WatchLimits, WatchSpec, WatchStream};
+use tally_mvcc::{Batch, CreateError, Delivery, Filters, KeyRange, Step, WatchLimits, WatchSpec, WatchStream};
 
 use crate::api::state::State;
 use crate::api::watch::{Place, read_history};
@@ -31,7 +31,12 @@ impl Follower {
     pub(crate) fn new(state: &Arc<State>, range: KeyRange, start: i64, filters: Filters) -> Result<Follower, ApiError> {
         let mut stream = state.reads().kv().watch_stream(WatchLimits::default());
         let spec = WatchSpec { start, filters, ..WatchSpec::new(range) };
-        stream.create(spec).map_err(|_| ApiError::Defect { what: "a key cannot be followed" })?;
+        stream.create(spec).map_err(|error| match error {
+            CreateError::TooMany { .. } => ApiError::TooManyRequests,
+            CreateError::EmptyRange | CreateError::DuplicateId(_) | CreateError::BadStart(_) => {
+                ApiError::Defect { what: "a key cannot be followed" }
+            }
+        })?;
         Ok(Follower { state: Arc::clone(state), stream, place: state.watches.admit()?, requires_leader: false })
     }
 

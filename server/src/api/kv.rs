@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tally_apply::{Command, Reply};
 use tally_mvcc::{
-    DeleteReply, Op, OpReply, PutReply, RangeRequest, Record, SweepLimits, SweepProgress, TxnReply, TxnRequest,
+    DeleteReply, Op, OpReply, PutReply, RangeRequest, RangeResult, SweepLimits, SweepProgress, TxnReply, TxnRequest,
 };
 use tokio::time::{sleep, timeout};
 
@@ -35,7 +35,7 @@ fn no_reply(found: &Reply) -> ApiError {
     }
 }
 
-/// The whole answer to a range, however large.
+/// The whole answer to a range, as long as it may be sent.
 pub(crate) async fn range(state: &State, message: RangeMessage) -> Result<Whole, ApiError> {
     let request = readable(state, message).await?;
     range::whole(state, &request).await
@@ -105,7 +105,12 @@ async fn read_only_txn(state: &State, request: TxnRequest, serializable: bool) -
     if is_small(&request) {
         return Ok(view.txn(&request)?);
     }
-    range::blocking(state, move || read(&request, ANSWER_BYTES_MAX, |txn| Ok(view.txn(txn)?))).await
+    let work = move || {
+        let branches = |txn: &TxnRequest| view.txn(txn).map_err(ApiError::from);
+        let one = |range: &RangeRequest, left: usize| view.txn_range_within(range, left).map_err(ApiError::from);
+        read(&request, ANSWER_BYTES_MAX, branches, one)
+    };
+    range::blocking(state, work).await
 }
 
 /// True if the whole transaction, nested ones included, costs little whichever branches it takes.
@@ -137,15 +142,16 @@ fn left_after(txn: &TxnRequest, budget: i64) -> Option<i64> {
     Some(left)
 }
 
-/// Reads a transaction range by range, until the answers together are too large; `run` reads one as a whole.
+/// Reads a transaction range by range, until the answers together are too large. `branches` runs one without ranges;
+/// `range` reads one range, unless that takes more than so many bytes of records.
 fn read(
     txn: &TxnRequest,
     bytes_max: usize,
-    run: impl FnMut(&TxnRequest) -> Result<TxnReply, ApiError>,
+    branches: impl FnOnce(&TxnRequest) -> Result<TxnReply, ApiError>,
+    range: impl FnMut(&RangeRequest, usize) -> Result<Option<RangeResult>, ApiError>,
 ) -> Result<TxnReply, ApiError> {
-    let mut reading = Reading { run, bytes: 0, bytes_max };
-    let branches = (reading.run)(&without_ranges(txn))?;
-    reading.read(txn, branches)
+    let branches = branches(&without_ranges(txn))?;
+    Reading { range, bytes: 0, bytes_max }.read(txn, branches)
 }
 
 /// The same transaction with nothing in place of ranges: its reply says which branches are taken.
@@ -162,34 +168,32 @@ fn without_ranges(txn: &TxnRequest) -> TxnRequest {
 
 /// A transaction that is being read.
 struct Reading<R> {
-    run: R,
+    range: R,
     /// Of the records read so far.
     bytes: usize,
     bytes_max: usize,
 }
 
-impl<R: FnMut(&TxnRequest) -> Result<TxnReply, ApiError>> Reading<R> {
+impl<R: FnMut(&RangeRequest, usize) -> Result<Option<RangeResult>, ApiError>> Reading<R> {
     /// Reads the ranges of the branches that are taken.
     fn read(&mut self, txn: &TxnRequest, branches: TxnReply) -> Result<TxnReply, ApiError> {
         let TxnReply { succeeded, replies, revision } = branches;
         let ops = if succeeded { &txn.success } else { &txn.failure };
         let read = |(op, reply): (&Op, OpReply)| match (op, reply) {
             (Op::Txn(txn), OpReply::Txn(branches)) => Ok(OpReply::Txn(self.read(txn, branches)?)),
-            (op, _) => self.read_one(op),
+            (Op::Range(range), _) => Ok(OpReply::Range(self.read_one(range)?)),
+            (Op::Txn(_) | Op::Put(_) | Op::Delete(_), _) => Err(OTHER_REPLY),
         };
         let replies = ops.iter().zip(replies).map(read).collect::<Result<_, ApiError>>()?;
         Ok(TxnReply { succeeded, replies, revision })
     }
 
-    fn read_one(&mut self, op: &Op) -> Result<OpReply, ApiError> {
-        let alone = TxnRequest { success: vec![op.clone()], ..TxnRequest::default() };
-        let reply = (self.run)(&alone)?.replies.pop().ok_or(OTHER_REPLY)?;
-        let OpReply::Range(result) = &reply else { return Err(OTHER_REPLY) };
-        self.bytes += result.kvs.iter().map(|record: &Record| record.bytes().len()).sum::<usize>();
-        if self.bytes > self.bytes_max {
-            return Err(ProtocolError::AnswerTooLarge { bytes: self.bytes, limit: self.bytes_max }.into());
-        }
-        Ok(reply)
+    fn read_one(&mut self, range: &RangeRequest) -> Result<RangeResult, ApiError> {
+        let (limit, left) = (self.bytes_max, self.bytes_max.saturating_sub(self.bytes));
+        let read = (self.range)(range, left)?;
+        let result = read.ok_or(ProtocolError::AnswerTooLarge { bytes: limit.saturating_add(1), limit })?;
+        self.bytes += range::record_bytes(&result.kvs);
+        Ok(result)
     }
 }
 
@@ -225,7 +229,7 @@ async fn sweep(state: &State) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use tally_mvcc::{Compare, CompareResult, CompareTarget, KeyRange, RangeOptions, RangeRequest, RangeResult};
+    use tally_mvcc::{Compare, CompareResult, CompareTarget, KeyRange, RangeOptions, Record};
 
     use super::*;
     use crate::error::Effect;
@@ -294,7 +298,7 @@ mod tests {
         };
         const RECORD: &[u8; 16] = b"\x0a\x01k\x10\x01\x18\x01\x20\x01\x2a\x05value";
         let store = std::cell::RefCell::new(Vec::new());
-        fn reply(txn: &TxnRequest, read: &mut dyn FnMut(&RangeRequest) -> RangeResult) -> TxnReply {
+        fn reply(txn: &TxnRequest, read: &dyn Fn(&RangeRequest) -> RangeResult) -> TxnReply {
             let succeeded = txn.compares.is_empty();
             let ops = if succeeded { &txn.success } else { &txn.failure };
             let one = |op: &Op| match op {
@@ -304,19 +308,22 @@ mod tests {
             };
             TxnReply { succeeded, replies: ops.iter().map(one).collect(), revision: 7 }
         }
-        let run = |txn: &TxnRequest| {
-            Ok(reply(txn, &mut |range| {
-                store.borrow_mut().push(range.range.start().to_vec());
-                let record = Record::decode(RECORD[..].into()).unwrap();
-                RangeResult { kvs: vec![record], count: 1, revision: 7, more: false }
-            }))
+        let found = |range: &RangeRequest| {
+            store.borrow_mut().push(range.range.start().to_vec());
+            let record = Record::decode(RECORD[..].into()).unwrap();
+            RangeResult { kvs: vec![record], count: 1, revision: 7, more: false }
         };
-        let whole = read(&txn, usize::MAX, run).unwrap();
-        assert_eq!(whole, run(&txn).unwrap());
+        let branches = |txn: &TxnRequest| Ok(reply(txn, &found));
+        let one = |range: &RangeRequest, left: usize| {
+            let result = found(range);
+            Ok((RECORD.len() <= left).then_some(result))
+        };
+        let whole = read(&txn, 3 * RECORD.len(), branches, one).unwrap();
+        assert_eq!(whole, reply(&txn, &found));
         assert_eq!(*store.borrow(), [&b"first"[..], b"inner", b"last", b"first", b"inner", b"last"]);
         store.borrow_mut().clear();
-        let error = read(&txn, 20, run).unwrap_err();
-        assert!(matches!(error, ApiError::Grpc(ProtocolError::AnswerTooLarge { bytes: 32, limit: 20 })), "{error}");
+        let error = read(&txn, 20, branches, one).unwrap_err();
+        assert!(matches!(error, ApiError::Grpc(ProtocolError::AnswerTooLarge { bytes: 21, limit: 20 })), "{error}");
         assert_eq!(*store.borrow(), [&b"first"[..], b"inner"], "what comes after is not read");
     }
 }

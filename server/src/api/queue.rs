@@ -19,7 +19,7 @@ use crate::api::range::{self, Begun};
 use crate::api::state::State;
 use crate::error::ApiError;
 
-/// The lease of a request that names none, in seconds. Nobody keeps it alive.
+/// The lease of a request that names none, in seconds, unless every lease has to be longer. Nobody keeps it alive.
 const SESSION_TTL_S: i64 = 60;
 
 /// How often the key of who waits no more is tried to be deleted, and the first pause between; each is twice the one before.
@@ -73,7 +73,8 @@ impl Queue {
             return Ok(lease);
         }
         let id = random_id();
-        self.state.propose(&Command::LeaseGrant { id, ttl_s: SESSION_TTL_S }).await?;
+        let ttl_s = SESSION_TTL_S.max(self.state.lease_ttl_min_s);
+        self.state.propose(&Command::LeaseGrant { id, ttl_s }).await?;
         Ok(id)
     }
 

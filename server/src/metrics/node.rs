@@ -20,7 +20,7 @@ pub(crate) struct Sizes {
     pub(crate) allocated: AtomicU64,
     /// Bytes of them that hold live data.
     pub(crate) in_use: AtomicU64,
-    /// Bytes of the keys, which are in memory whole, however little they take on disk.
+    /// Bytes of the keys and leases, which are in memory whole, however little they take on disk.
     pub(crate) keys: AtomicU64,
 }
 

@@ -64,8 +64,7 @@ impl Objects {
             match self.buffer.first() {
                 None => return Ok(None),
                 Some(b'{') => {}
-                // Something else than an object: what is wrong with it is found by reading it.
-                Some(_) => return Ok(Some(self.buffer.len())),
+                Some(_) => return Ok(self.other_end()),
             }
         }
         while let Some(byte) = self.buffer.get(self.seen) {
@@ -92,6 +91,17 @@ impl Objects {
             }
         }
         Ok(None)
+    }
+
+    /// Where a first value ends that is no object, if it does: a null, which is a message without fields, or something
+    /// that is no message. What is wrong with that is found by reading it.
+    fn other_end(&self) -> Option<usize> {
+        match syntax::first_value(&self.buffer) {
+            Ok(Some(value)) => Some(value.end),
+            // Anything else that is not complete is wrong already, and looked at once.
+            Err(syntax::SyntaxError::BodyEnds) if b"null".starts_with(&self.buffer) => None,
+            Ok(None) | Err(_) => Some(self.buffer.len()),
+        }
     }
 }
 
@@ -125,10 +135,35 @@ mod tests {
     }
 
     #[test]
+    fn a_null_is_a_message_and_what_follows_it_another() {
+        let body = r#"null{"cancel_request":{"watch_id":"7"}} null null{"progress_request":{}}"#;
+        let wanted = [
+            WatchMessage::Empty,
+            WatchMessage::Cancel { watch_id: 7 },
+            WatchMessage::Empty,
+            WatchMessage::Empty,
+            WatchMessage::Progress,
+        ];
+        for cut in 0..body.len() {
+            assert_eq!(all(&[&body[..cut], &body[cut..]]).unwrap(), wanted, "cut at {cut}");
+        }
+        let mut objects = Objects::default();
+        objects.extend(&Bytes::from_static(b"nul"));
+        assert_eq!(objects.next::<WatchMessage>().unwrap(), None);
+        assert!(objects.finish().is_err());
+        objects.extend(&Bytes::from_static(b"x"));
+        assert!(objects.next::<WatchMessage>().is_err());
+    }
+
+    #[test]
     fn what_is_no_object_is_refused() {
         for bad in ["x", "[]", "1", "{]}", r#"{"create_request":1}"#, r#"{"cancel_request":{"watch_id":"x"}}"#, "}"] {
             assert!(all(&[bad]).is_err(), "{bad}");
         }
         assert!(all(&[r#"{"a":"#]).unwrap().is_empty());
+        let error = |body: &str| all(&[body]).unwrap_err().to_string();
+        assert_eq!(error("x"), "invalid character 'x' looking for beginning of value");
+        assert_eq!(error("[1,"), "unexpected EOF");
+        assert_eq!(error("true {}"), error("true"));
     }
 }

@@ -138,6 +138,7 @@ impl Lines {
             let before = out.len();
             write(out, state, response);
             metrics.sent(Route::Watch, out.len() - before);
+            Ok(())
         });
         let Filled::Ended(error) = filled else { return true };
         self.end(out, error.as_ref());

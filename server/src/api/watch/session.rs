@@ -96,6 +96,12 @@ impl Response {
         let prev_kv = self.events.as_ref().is_some_and(|events| events.prev_kv);
         events.iter().map(move |event| event.encoding(slot + usize::from(prev_kv), |event| encode(event, prev_kv)))
     }
+
+    /// Bytes of the records in it, found without encoding any of them. In every form it takes more than that.
+    pub(crate) fn record_bytes(&self) -> usize {
+        let Some(Events { all, part, prev_kv }) = &self.events else { return 0 };
+        all[part.clone()].iter().map(|event| record_bytes(event, *prev_kv)).sum()
+    }
 }
 
 impl Session {
@@ -244,14 +250,14 @@ impl Session {
     }
 
     /// Puts what is ready into `out`, and takes requests as long as there is nothing to say, until `chunk_bytes` are
-    /// together, both sides wait, or there have been many.
+    /// together, both sides wait, or there have been many. A response that cannot be written ends the session.
     pub(crate) fn fill(
         &mut self,
         cx: &mut Context<'_>,
         out: &mut Vec<u8>,
         chunk_bytes: usize,
         mut request: impl FnMut(&mut Context<'_>) -> Poll<Option<Result<WatchMessage, ApiError>>>,
-        mut write: impl FnMut(&mut Vec<u8>, &State, &Response),
+        mut write: impl FnMut(&mut Vec<u8>, &State, &Response) -> Result<(), ApiError>,
     ) -> Filled {
         // Once replicas are known to differ, nothing of theirs is handed out.
         if let Err(error) = self.state.refuse_if_corrupt() {
@@ -261,7 +267,11 @@ impl Session {
             while out.len() < chunk_bytes {
                 match self.poll_response(cx) {
                     Poll::Pending => break,
-                    Poll::Ready(Some(Ok(response))) => write(out, &self.state, &response),
+                    Poll::Ready(Some(Ok(response))) => {
+                        if let Err(error) = write(out, &self.state, &response) {
+                            return Filled::Ended(Some(error));
+                        }
+                    }
                     Poll::Ready(Some(Err(error))) => return Filled::Ended(Some(error)),
                     Poll::Ready(None) => return Filled::Ended(None),
                 }
@@ -342,8 +352,7 @@ pub(crate) async fn read_history(state: Arc<State>, history: tally_mvcc::History
 fn fragments(events: &[Arc<Event>], prev_kv: bool, bytes_max: usize) -> Vec<Range<usize>> {
     let (mut parts, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (at, event) in events.iter().enumerate() {
-        let prev = event.prev_kv().filter(|_| prev_kv).map_or(0, |prev| prev.bytes().len());
-        let more = event.record().bytes().len() + prev + EVENT_BYTES;
+        let more = record_bytes(event, prev_kv) + EVENT_BYTES;
         if at > start && bytes + more >= bytes_max {
             parts.push(start..at);
             (start, bytes) = (at, 0);
@@ -354,6 +363,12 @@ fn fragments(events: &[Arc<Event>], prev_kv: bool, bytes_max: usize) -> Vec<Rang
     parts
 }
 
+/// Bytes of an event's record, and of the one before it if that is wanted.
+fn record_bytes(event: &Event, prev_kv: bool) -> usize {
+    let prev = event.prev_kv().filter(|_| prev_kv).map_or(0, |prev| prev.bytes().len());
+    event.record().bytes().len() + prev
+}
+
 /// What etcd's clients are told of a watch that was not created.
 fn reason(error: CreateError) -> &'static str {
     match error {
@@ -361,6 +376,15 @@ fn reason(error: CreateError) -> &'static str {
         CreateError::DuplicateId(_) => "mvcc: duplicate watch ID provided on the WatchStream",
         CreateError::BadStart(_) => "etcdserver: mvcc: required revision has been compacted",
         CreateError::TooMany { .. } => "etcdserver: too many requests",
+    }
+}
+
+#[cfg(test)]
+impl Response {
+    /// A response with the same change so many times.
+    pub(crate) fn repeating(event: &Arc<Event>, times: usize) -> Response {
+        let events = Events { all: vec![Arc::clone(event); times].into(), part: 0..times, prev_kv: false };
+        Response { events: Some(events), ..Response::about(1, event.revision()) }
     }
 }
 

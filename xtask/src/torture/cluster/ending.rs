@@ -1,7 +1,9 @@
 //! When a stream's connection has told its watchers everything, once the store stands still, and when it never will.
 //!
 //! A lost wake-up is only seen by whoever waits: a question for progress, or a new connection, brings what was forgotten. So
-//! streams that follow everything ask nothing once the writers stop, and wait where they are.
+//! streams that follow everything, and half of the others, ask nothing once the writers stop, and wait where they are.
+//! Those who follow everything know from the last revision that nothing is missing; for the others silence has to say it, and
+//! what they lack then is found when everything that was told is compared with the history.
 //!
 //! **Invariant**: silence is what reads waited for in vain since the last byte, not time on a clock, so that a stream that got
 //! no processor for a while does not take that for silence.
@@ -16,8 +18,8 @@ use crate::node::Kind;
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing may arrive before a stream of etcd, which cannot be asked, has told everything.
 const SILENCE_ETCD: Duration = Duration::from_secs(15);
-/// How long nothing may arrive for those who follow everything and lack something: once before their node is asked whether
-/// it answers at all, and once more after it did.
+/// How long nothing may arrive for those who wait unasked: once before their node is asked whether it answers at all, and
+/// once more after it did.
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long the node has for that answer.
 const ANSWER: Duration = Duration::from_secs(8);
@@ -30,6 +32,8 @@ pub(super) struct Standing {
     pub(super) open: bool,
     /// Whether its watchers are told of every revision, so that the last one tells that nothing is missing.
     pub(super) everything: bool,
+    /// Whether it asks nothing, though its watchers cannot know that nothing is missing.
+    pub(super) patient: bool,
     /// Whether all its watchers were created on this connection.
     pub(super) created: bool,
     /// Whether they know that they have been told everything.
@@ -64,7 +68,8 @@ pub(super) enum Verdict {
 impl Standing {
     /// What follows.
     pub(super) fn verdict(self) -> Verdict {
-        let Standing { kind, open, everything, created, told, silent, waited, answered } = self;
+        let Standing { kind, open, everything, patient, created, told, silent, waited, answered } = self;
+        let unasked = everything || patient;
         // A real etcd may send all that a stream lacks as one message, which takes as long as it takes.
         let late = if kind == Kind::Etcd { silent } else { waited };
         match kind {
@@ -72,9 +77,10 @@ impl Standing {
             Kind::Etcd if !everything && created && silent >= SILENCE_ETCD => Verdict::Told,
             Kind::Etcd if !created && silent >= SILENCE_ETCD => Verdict::Elsewhere,
             Kind::Tally if everything && silent >= SILENCE && answered => Verdict::Forgotten,
+            Kind::Tally if patient && created && silent >= SILENCE && answered => Verdict::Told,
             _ if late >= PATIENCE => Verdict::Late,
-            Kind::Tally if everything && silent >= SILENCE => Verdict::Probe,
-            Kind::Tally if everything => Verdict::Listen,
+            Kind::Tally if unasked && silent >= SILENCE => Verdict::Probe,
+            Kind::Tally if unasked => Verdict::Listen,
             Kind::Tally if !open => Verdict::Elsewhere,
             Kind::Tally => Verdict::Ask,
             Kind::Etcd => Verdict::Listen,
@@ -101,6 +107,7 @@ mod tests {
         kind: Kind::Tally,
         open: true,
         everything: false,
+        patient: false,
         created: true,
         told: false,
         silent: Duration::ZERO,
@@ -120,6 +127,21 @@ mod tests {
             assert_eq!(Standing { answered: true, ..steady }.verdict(), Verdict::Listen);
             assert_eq!(Standing { answered: true, ..silent }.verdict(), Verdict::Forgotten);
             assert_eq!(Standing { waited: PATIENCE, ..steady }.verdict(), Verdict::Late);
+        }
+    }
+
+    #[test]
+    fn who_is_patient_waits_unasked_for_a_silence_beside_an_answer() {
+        for open in [true, false] {
+            let patient = Standing { patient: true, open, ..OPEN };
+            assert_eq!(patient.verdict(), Verdict::Listen);
+            let silent = Standing { silent: SILENCE, ..patient };
+            assert_eq!(silent.verdict(), Verdict::Probe);
+            assert_eq!(Standing { answered: true, ..patient }.verdict(), Verdict::Listen);
+            assert_eq!(Standing { answered: true, ..silent }.verdict(), Verdict::Told);
+            // Who was never created was told nothing.
+            assert_eq!(Standing { answered: true, created: false, ..silent }.verdict(), Verdict::Probe);
+            assert_eq!(Standing { waited: PATIENCE, ..patient }.verdict(), Verdict::Late);
         }
     }
 

@@ -8,6 +8,8 @@
 //! | restless | keys and groups of keys | breaks off by itself and goes on, often on another node |
 //! | fresh | keys and groups of keys | makes, cancels and asks for progress all the time, then forgets all and begins anew |
 //!
+//! Those of the first two, and every other one of the last two, ask nothing once the writers stop: see [`ending`].
+//!
 //! **Invariant**: `next` of a watcher is the first revision that it has not been told everything of; whatever breaks, that is
 //! where it goes on.
 
@@ -163,6 +165,11 @@ impl Watching<'_> {
     /// Whether its watchers are told of every revision there is.
     fn follows_everything(&self) -> bool {
         matches!(self.temper, Temper::Steady | Temper::Slow)
+    }
+
+    /// Whether it watches keys and asks nothing once the writers stop.
+    fn is_patient(&self) -> bool {
+        !self.follows_everything() && self.number % 2 == 1
     }
 
     /// New watchers in the place of all that there were.
@@ -344,6 +351,7 @@ impl Watching<'_> {
             kind: self.shared.kind,
             open: stream.open,
             everything: self.follows_everything(),
+            patient: self.is_patient(),
             created: self.watchers.iter().all(|watcher| watcher.segment.is_some()),
             told: self.watchers.iter().all(|watcher| watcher.next > last),
             silent: stream.silent,
@@ -365,7 +373,8 @@ impl Watching<'_> {
     /// What a stream asks for when it feels like it.
     fn whim(&mut self, own_ids: bool, asked: &mut Instant) -> Option<String> {
         // A question could wake whom the store forgot, and hide that it did.
-        if self.temper == Temper::Steady || (self.follows_everything() && self.shared.ending()) {
+        let waits_unasked = self.follows_everything() || self.is_patient();
+        if self.temper == Temper::Steady || (waits_unasked && self.shared.ending()) {
             return None;
         }
         if asked.elapsed() < WHIM_EVERY {
@@ -557,6 +566,10 @@ mod tests {
         assert!(watching(&shared, Temper::Slow).whim(false, &mut asked).is_some());
         shared.stop.store(true, Ordering::Relaxed);
         assert_eq!(watching(&shared, Temper::Slow).whim(false, &mut long_ago), None);
-        assert!(watching(&shared, Temper::Restless).whim(false, &mut long_ago).is_some());
+        for (number, asks) in [(0, true), (1, false)] {
+            let mut asked = long_ago;
+            let mut restless = Watching { number, ..watching(&shared, Temper::Restless) };
+            assert_eq!(restless.whim(false, &mut asked).is_some(), asks, "{number}");
+        }
     }
 }

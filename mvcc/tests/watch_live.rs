@@ -501,6 +501,9 @@ fn a_revision_that_is_larger_than_the_window_is_told_whole_and_once() {
     let mut watching = Watching::new(&store.reader);
     let (all, one) = (watching.create(between("a", "z"), 0), watching.create(single("k05"), 0));
     let (other, later) = (watching.create(single("other"), 0), watching.create(single("k06"), 30));
+    let mut elsewhere = Watching::new(&store.reader);
+    elsewhere.create(between("x", "z"), 0);
+    assert!(elsewhere.drain().is_empty());
     for number in 0..KEYS {
         store.set(&format!("k{number:02}"), "1");
     }
@@ -517,6 +520,7 @@ fn a_revision_that_is_larger_than_the_window_is_told_whole_and_once() {
     assert_eq!(told(other), vec![last.clone()]);
     assert_eq!(told(all), (0..KEYS).map(gone).chain([last]).collect::<Vec<_>>());
     assert_eq!(told(later), []);
+    assert_eq!(elsewhere.woken(), 0, "who watches nothing of it has nothing to read");
     // Everybody is level again.
     assert_eq!(store.set("k05", "3"), deleted.revision + 2);
     assert_eq!(watching.changes(one), [put_of(deleted.revision + 2, "k05", "3")]);

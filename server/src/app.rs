@@ -434,6 +434,7 @@ fn node_config(
 ) -> tally_raftnode::Config {
     let defaults = tally_raftnode::Config::default();
     let entry_bytes = usize::try_from(entry_bytes(config)).unwrap_or(usize::MAX);
+    let command_bytes_max = defaults.command_bytes_max.max(entry_bytes);
     tally_raftnode::Config {
         cluster_id: enrolment.ids.cluster,
         member_id: enrolment.ids.member,
@@ -442,7 +443,9 @@ fn node_config(
         election_ms: config.election_ms,
         snapshot_count: config.snapshot_count,
         catchup_entries: config.snapshot_catchup_entries,
-        command_bytes_max: defaults.command_bytes_max.max(entry_bytes),
+        command_bytes_max,
+        // So that the largest does not keep everything else out until it is answered.
+        queue_bytes_max: defaults.queue_bytes_max.max(2 * command_bytes_max as u64),
         max_learners: config.max_learners,
         strict_reconfig: config.strict_reconfig_check,
         request_timeout_ms: millis(config.request_timeout() - NODE_GIVES_UP_SOONER),

@@ -65,9 +65,11 @@ pub(crate) fn prepare(path: &Path) -> Result<(), DataDirError> {
 
 /// Makes the name of a directory durable.
 fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => fs::File::open(parent)?.sync_all(),
-        None => fs::File::open(".")?.sync_all(),
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match fs::File::open(parent) {
+        // One that may be written and not read is somebody else's; nothing more can be done.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        opened => opened?.sync_all(),
     }
 }
 

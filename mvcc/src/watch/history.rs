@@ -144,6 +144,10 @@ fn lost(view: &View, cursor: &Cursor, error: ReadError) -> Outcome {
     if swept && cursor.next < now.compact {
         return Outcome::Compacted { compact: now.compact, current: now.revision };
     }
+    // The compaction is at this very revision, of which what it keeps may still be watched: another view shows that.
+    if swept && cursor.next == now.compact && view.compact_revision() < now.compact {
+        return Outcome::NotYet;
+    }
     Outcome::Failed(error)
 }
 

@@ -124,7 +124,7 @@ impl Hub {
         {
             let mut index = lock(&self.index);
             if vast && let Some((first, _)) = staged.first() {
-                index.pass_over(first.main(), revision, &mut wakers);
+                index.pass_over(staged, first.main(), revision, &mut wakers);
             } else if !index.is_idle() {
                 index.distribute(staged);
                 index.deliver(&mut wakers);
@@ -261,19 +261,37 @@ impl Index {
         }
     }
 
-    /// Leaves revisions to be read from history by everybody, without making an event of anything: it would all be forgotten
-    /// at once. O(topics), where everything else is O(records).
-    fn pass_over(&mut self, first: i64, last: i64, wakers: &mut Vec<Waker>) {
-        let Index { exact, ranges, kept, kept_events, kept_bytes, .. } = self;
-        let mut pass = |topic: &Arc<Topic>| {
+    /// Leaves revisions to be read from history by those whom they concern, without making an event of anything: it would all be
+    /// forgotten at once.
+    fn pass_over(&mut self, staged: &[(Revision, Record)], first: i64, last: i64, wakers: &mut Vec<Waker>) {
+        let Index { exact, ranges, touched, kept, kept_events, kept_bytes, .. } = self;
+        let mut touch = |topic: &Arc<Topic>| {
+            let mut log = topic.log();
+            let place = &mut log.tail().place;
+            if *place == 0 {
+                *place = 1;
+                touched.push(Touched { topic: Arc::clone(topic), events: Vec::new() });
+            }
+        };
+        for (_, record) in staged {
+            if let Some(topic) = exact.get(record.key()) {
+                touch(&topic.0);
+            }
+            ranges.holding(record.key(), &mut touch);
+        }
+        kept.retain(|kept| {
+            let stays = !kept.topic.log().has_place();
+            if !stays {
+                *kept_events -= kept.events;
+                *kept_bytes -= kept.bytes;
+            }
+            stays
+        });
+        for Touched { topic, .. } in touched.drain(..) {
             let mut log = topic.log();
             log.skip(last);
             log.subscribers.iter().for_each(|one| wakers.extend(one.signal.mark(one.group, first)));
-        };
-        exact.iter().for_each(|topic| pass(&topic.0));
-        ranges.each(&mut pass);
-        kept.clear();
-        (*kept_events, *kept_bytes) = (0, 0);
+        }
     }
 
     /// Appends to the logs and rings the bells.

@@ -84,11 +84,6 @@ impl Intervals {
         }
     }
 
-    /// Shows every topic. O(n).
-    pub(super) fn each(&self, show: &mut impl FnMut(&Arc<Topic>)) {
-        self.nodes.iter().filter_map(|node| node.topic.as_ref()).for_each(show);
-    }
-
     /// Shows every topic whose range holds `key`. O(log n) for each that does, and O(log n) for all others together.
     pub(super) fn holding(&self, key: &[u8], show: &mut impl FnMut(&Arc<Topic>)) {
         self.holding_below(self.root, key, show);

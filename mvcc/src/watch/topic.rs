@@ -147,6 +147,11 @@ impl Log {
         self.tail = None;
     }
 
+    /// Whether the topic has a place among those touched.
+    pub(super) fn has_place(&self) -> bool {
+        self.tail.as_ref().is_some_and(|tail| tail.place != 0)
+    }
+
     pub(super) fn tail(&mut self) -> &mut Tail {
         self.tail.get_or_insert_default()
     }

@@ -6,8 +6,9 @@
 //!
 //! **Invariant**: consensus is given no result while a later request is under way that reaches no further. It takes every
 //! request up to where the follower is for answered, and what it knows of the follower for as new as the last of them: a
-//! read index would then stand on an answer from before the read. Such requests tell of the commit index alone; they are
-//! answered right behind the one before, and that answer says as much.
+//! read index would then stand on an answer from before the read. Such requests tell of the commit index alone, and their
+//! answers say as much. Where one was sent just before the answer to the one in front of it came, which takes several
+//! requests under way (entries of more than half a MiB together), that is heard of a round trip later.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -321,8 +321,8 @@ impl Batcher {
         !self.taken.is_empty()
     }
 
-    /// Takes what has to be proposed again, `first` before the others, ahead of everything else and in the order in which
-    /// it comes.
+    /// Takes what has to be proposed again, ahead of everything else; what is there by now in the order in which it comes,
+    /// `first` before the others.
     fn take_again(&mut self, first: Option<Unsent>) {
         let mut again: Vec<Unsent> = first.into_iter().collect();
         again.extend(std::iter::from_fn(|| self.again.try_recv().ok()));

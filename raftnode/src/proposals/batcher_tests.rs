@@ -1,3 +1,5 @@
+//! How batches that consensus has are answered.
+
 #![allow(clippy::unwrap_used)]
 
 use futures_util::stream;

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -220,7 +221,11 @@ struct Temporary(PathBuf);
 impl Temporary {
     fn create() -> Result<Temporary, CheckError> {
         let path = std::env::temp_dir().join(format!("tally-check-{}", uuid::Uuid::new_v4()));
-        fs::create_dir(&path).map_err(|source| CheckError::Temporary { path: path.clone(), source })?;
+        // A copy of all data comes into it.
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|source| CheckError::Temporary { path: path.clone(), source })?;
         Ok(Temporary(path))
     }
 }

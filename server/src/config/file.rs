@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::ConfigError;
 use super::flags::{Flag, Kind, find, nearest};
+use super::values::QUESTIONS;
 
 /// Largest config file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -45,7 +46,7 @@ fn parse(text: &str) -> Result<Vec<(&'static Flag, String)>, String> {
 
 /// One key. A key without a value says nothing.
 fn entry(key: &str, value: Value) -> Result<Option<(&'static Flag, String)>, String> {
-    let Some(flag) = find(key).filter(|flag| flag.name != "config-file") else {
+    let Some(flag) = find(key).filter(|flag| flag.name != "config-file" && !QUESTIONS.contains(&flag.name)) else {
         let hint = nearest(key).map(|name| format!(" (did you mean {name:?}?)")).unwrap_or_default();
         return Err(format!("unknown key {key:?}{hint}"));
     };
@@ -100,7 +101,8 @@ mod tests {
     fn nonsense_is_refused_and_emptiness_is_not() {
         assert!(values("").is_empty());
         assert!(values("# nothing\n").is_empty());
-        for text in ["nmae: x", "name: [a]", "name: {a: b}", "- a\n- b", "name: 'x", "config-file: x"] {
+        for text in ["nmae: x", "name: [a]", "name: {a: b}", "- a\n- b", "name: 'x", "config-file: x", "version: true"]
+        {
             assert!(parse(text).is_err(), "{text}");
         }
         assert!(parse("nmae: x").unwrap_err().contains("\"name\""));

@@ -14,9 +14,9 @@ use super::flags::{Class, FLAGS, Flag, Kind, find, nearest};
 
 /// The prefixes of environment variables, the strongest first.
 const ENV_PREFIXES: [&str; 2] = ["TALLY_", "ETCD_"];
-/// What the command line can ask for instead of a server. Not the environment: images set `ETCD_VERSION` to say what is
-/// in them.
-const QUESTIONS: [&str; 2] = ["version", "help"];
+/// What the command line can ask for instead of a server. Not the environment, where images say by `ETCD_VERSION` what is
+/// in them; and not a config file, which is there for a server.
+pub(super) const QUESTIONS: [&str; 2] = ["version", "help"];
 const CONFIG_FILE: &str = "config-file";
 /// A source, as errors name it.
 const COMMAND_LINE: &str = "the command line";

@@ -35,7 +35,8 @@ operation without an answer may take effect at any time, or never. A run passes 
 - watchers are told the store's past, all of it from their start to the last revision or progress they were told, and nothing else:
   in order, once, all events of a revision in one message (or in fragments), with the right record and the right one before it,
   none at or below a revision that they had been told to have all of; whoever reconnects, mostly to another node, goes on where he
-  was. At the end all must have been told everything, those who follow all keys without asking and without a new connection, and
+  was. At the end all must have been told everything, those who follow all keys without asking and without a new connection, half of
+  those who follow some without asking, and
   after a compaction those who need what is gone are cancelled, no others, and nobody else unless a node serves no watches;
 - at every applied index at which two replicas could be compared they had the same state root (every node tells the roots of its
   last checkpoints all the time), no term had two leaders, and no applied index went back;

@@ -146,7 +146,9 @@ impl Watching<'_> {
                 self.watchers.clear();
                 thread::sleep(WAIT);
                 continue;
-            } else if self.watchers.is_empty() || (self.temper == Temper::Restless && self.rng.below(5) == 0) {
+            } else if self.watchers.is_empty()
+                || (self.temper == Temper::Restless && self.rng.below(5) == 0 && !self.waits())
+            {
                 self.begin();
             }
             if self.connection()? {
@@ -172,6 +174,11 @@ impl Watching<'_> {
         !self.follows_everything() && self.number % 2 == 1
     }
 
+    /// Whether it stays where it is and asks nothing: a question or a new connection would bring what was forgotten.
+    fn waits(&self) -> bool {
+        self.shared.ending() && (self.follows_everything() || self.is_patient())
+    }
+
     /// New watchers in the place of all that there were.
     fn begin(&mut self) {
         self.watchers.clear();
@@ -194,7 +201,7 @@ impl Watching<'_> {
         let mut chance = |of: u64| self.rng.below(of) == 0;
         let (previous, notified, fragments) = (self.temper == Temper::Slow || chance(2), chance(3), chance(3));
         // A notice would wake whom the store forgot.
-        let notified = notified && self.temper != Temper::Steady;
+        let notified = notified && self.temper != Temper::Steady && !self.is_patient();
         let next = match self.rng.below(8) {
             0..2 if self.newest > 0 => (self.newest - self.rng.below(1500) as i64).max(1),
             2 if self.newest > 0 && !all => self.newest + 1 + self.rng.below(400) as i64,
@@ -222,7 +229,7 @@ impl Watching<'_> {
 
     /// After a connection: some begin anew, some go on elsewhere.
     fn forget_or_move(&mut self) {
-        if self.last() == 0 && self.temper == Temper::Fresh {
+        if self.last() == 0 && self.temper == Temper::Fresh && !self.waits() {
             self.watchers.clear();
         }
         if self.temper == Temper::Restless || self.rng.below(2) == 0 {
@@ -306,7 +313,7 @@ impl Watching<'_> {
                     Verdict::Forgotten => return Err(self.wrong(&self.lacking("silent, yet not told", last))),
                     Verdict::Late => return Err(self.wrong(&self.lacking("not told", last))),
                 }
-            } else if begun.elapsed() > span && !(self.follows_everything() && self.shared.ending()) {
+            } else if begun.elapsed() > span && !self.waits() {
                 return Ok(false);
             } else {
                 self.whim(own_ids, &mut asked)
@@ -373,8 +380,7 @@ impl Watching<'_> {
     /// What a stream asks for when it feels like it.
     fn whim(&mut self, own_ids: bool, asked: &mut Instant) -> Option<String> {
         // A question could wake whom the store forgot, and hide that it did.
-        let waits_unasked = self.follows_everything() || self.is_patient();
-        if self.temper == Temper::Steady || (waits_unasked && self.shared.ending()) {
+        if self.temper == Temper::Steady || self.waits() {
             return None;
         }
         if asked.elapsed() < WHIM_EVERY {
@@ -570,6 +576,9 @@ mod tests {
             let mut asked = long_ago;
             let mut restless = Watching { number, ..watching(&shared, Temper::Restless) };
             assert_eq!(restless.whim(false, &mut asked).is_some(), asks, "{number}");
+            restless.watchers.clear();
+            (0..50).for_each(|_| restless.add());
+            assert_eq!(restless.watchers.iter().any(|watcher| watcher.spec.notified), asks, "{number}");
         }
     }
 }

@@ -43,6 +43,8 @@ pub struct ExpiryQueue {
 struct Entry {
     lease: Lease,
     end_ms: u64,
+    /// What its grant or its renewals have promised; what a new leader adds, it does not promise.
+    promised_ms: u64,
     /// Its place in `ends`.
     queued_ms: Option<u64>,
     /// Its place in `notes`.
@@ -140,7 +142,7 @@ impl ExpiryQueue {
                 (second, within) = (second + SECOND_MS, 0);
             }
             within += 1;
-            self.insert(id, lease, end.max(second));
+            self.insert(id, lease, end.max(second), 0);
         }
     }
 
@@ -167,7 +169,8 @@ impl ExpiryQueue {
     /// The table has a new lease: it ends its whole time from `now_ms` on.
     pub fn granted(&mut self, id: i64, lease: Lease, now_ms: u64) {
         if self.primary {
-            self.insert(id, lease, now_ms.saturating_add(ms(lease.granted_s)));
+            let end_ms = now_ms.saturating_add(ms(lease.granted_s));
+            self.insert(id, lease, end_ms, end_ms);
         }
     }
 
@@ -197,13 +200,13 @@ impl ExpiryQueue {
             _ => {}
         }
         // Renewals may come in another order than the moments that they count from: none takes back what one before promised.
-        let end_ms = entry.as_ref().map_or(end_ms, |entry| end_ms.max(entry.end_ms));
+        let end_ms = entry.as_ref().map_or(end_ms, |entry| end_ms.max(entry.promised_ms));
         match &mut entry {
             Some(entry) if entry.queued_ms.is_some_and(|at| at <= end_ms) => {
-                (entry.lease, entry.end_ms) = (lease, end_ms);
+                (entry.lease, entry.end_ms, entry.promised_ms) = (lease, end_ms, end_ms);
                 entry.place_note(id, &mut self.notes);
             }
-            _ => self.insert(id, lease, end_ms),
+            _ => self.insert(id, lease, end_ms, end_ms),
         }
         Renewal::Renewed { ttl_s: lease.granted_s }
     }
@@ -332,8 +335,9 @@ impl ExpiryQueue {
         Some((id, entry.remainder_s(now_ms)))
     }
 
-    fn insert(&mut self, id: i64, lease: Lease, end_ms: u64) {
-        let fresh = Entry { lease, end_ms, queued_ms: Some(end_ms), note_ms: None, doomed: false, noting: false };
+    fn insert(&mut self, id: i64, lease: Lease, end_ms: u64, promised_ms: u64) {
+        let queued_ms = Some(end_ms);
+        let fresh = Entry { lease, end_ms, promised_ms, queued_ms, note_ms: None, doomed: false, noting: false };
         self.revoked(id);
         self.ends.insert((end_ms, id));
         self.entries.insert(id, fresh);

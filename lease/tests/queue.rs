@@ -362,9 +362,7 @@ proptest! {
                         queue.noted(id, 0);
                     }
                     prop_assert_eq!(queue.renew(id, lease, now_ms), Renewal::Renewed { ttl_s: lease.granted_s });
-                    let end_ms = known.end_ms;
                     *known = Known::renewed(lease, now_ms);
-                    known.end_ms = known.end_ms.max(end_ms);
                 }
                 (4, Some(_)) => {
                     queue.revoked(id);

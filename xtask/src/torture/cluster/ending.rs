@@ -18,9 +18,12 @@ use crate::node::Kind;
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing may arrive before a stream of etcd, which cannot be asked, has told everything.
 const SILENCE_ETCD: Duration = Duration::from_secs(15);
-/// How long nothing may arrive for those who wait unasked: once before their node is asked whether it answers at all, and
-/// once more after it did.
+/// How long nothing may arrive for those who follow everything and lack something: once before their node is asked whether
+/// it answers at all, and once more after it did.
 const SILENCE: Duration = Duration::from_secs(10);
+/// The same for those who cannot know whether they lack something. There are many of them, and beside everything else that is
+/// checked then a second of silence may take them three.
+const SILENCE_PATIENT: Duration = Duration::from_secs(4);
 /// How long the node has for that answer.
 const ANSWER: Duration = Duration::from_secs(8);
 
@@ -72,14 +75,16 @@ impl Standing {
         let unasked = everything || patient;
         // A real etcd may send all that a stream lacks as one message, which takes as long as it takes.
         let late = if kind == Kind::Etcd { silent } else { waited };
+        let patience = if patient { PATIENCE * 2 } else { PATIENCE };
+        let silence = if patient { SILENCE_PATIENT } else { SILENCE };
         match kind {
             _ if told && created => Verdict::Told,
             Kind::Etcd if !everything && created && silent >= SILENCE_ETCD => Verdict::Told,
             Kind::Etcd if !created && silent >= SILENCE_ETCD => Verdict::Elsewhere,
             Kind::Tally if everything && silent >= SILENCE && answered => Verdict::Forgotten,
-            Kind::Tally if patient && created && silent >= SILENCE && answered => Verdict::Told,
-            _ if late >= PATIENCE => Verdict::Late,
-            Kind::Tally if unasked && silent >= SILENCE => Verdict::Probe,
+            Kind::Tally if patient && created && silent >= silence && answered => Verdict::Told,
+            _ if late >= patience => Verdict::Late,
+            Kind::Tally if unasked && silent >= silence => Verdict::Probe,
             Kind::Tally if unasked => Verdict::Listen,
             Kind::Tally if !open => Verdict::Elsewhere,
             Kind::Tally => Verdict::Ask,
@@ -100,7 +105,7 @@ pub(super) fn probe(kind: Kind, address: std::net::SocketAddr, stream: &mut Stre
 mod tests {
     use std::time::Duration;
 
-    use super::{PATIENCE, SILENCE, SILENCE_ETCD, Standing, Verdict};
+    use super::{PATIENCE, SILENCE, SILENCE_ETCD, SILENCE_PATIENT, Standing, Verdict};
     use crate::node::Kind;
 
     const OPEN: Standing = Standing {
@@ -135,13 +140,14 @@ mod tests {
         for open in [true, false] {
             let patient = Standing { patient: true, open, ..OPEN };
             assert_eq!(patient.verdict(), Verdict::Listen);
-            let silent = Standing { silent: SILENCE, ..patient };
+            let silent = Standing { silent: SILENCE_PATIENT, ..patient };
             assert_eq!(silent.verdict(), Verdict::Probe);
             assert_eq!(Standing { answered: true, ..patient }.verdict(), Verdict::Listen);
             assert_eq!(Standing { answered: true, ..silent }.verdict(), Verdict::Told);
             // Who was never created was told nothing.
             assert_eq!(Standing { answered: true, created: false, ..silent }.verdict(), Verdict::Probe);
-            assert_eq!(Standing { waited: PATIENCE, ..patient }.verdict(), Verdict::Late);
+            assert_eq!(Standing { waited: PATIENCE, ..patient }.verdict(), Verdict::Listen);
+            assert_eq!(Standing { waited: PATIENCE * 2, ..patient }.verdict(), Verdict::Late);
         }
     }
 

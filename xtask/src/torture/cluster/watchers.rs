@@ -311,7 +311,11 @@ impl Watching<'_> {
                         None
                     }
                     Verdict::Forgotten => return Err(self.wrong(&self.lacking("silent, yet not told", last))),
-                    Verdict::Late => return Err(self.wrong(&self.lacking("not told", last))),
+                    Verdict::Late => {
+                        let silent = stream.silent;
+                        let how = format!("silent for {silent:?} (its node answered others: {answered}), not told");
+                        return Err(self.wrong(&self.lacking(&how, last)));
+                    }
                 }
             } else if begun.elapsed() > span && !self.waits() {
                 return Ok(false);

@@ -21,9 +21,8 @@ const SILENCE_ETCD: Duration = Duration::from_secs(15);
 /// How long nothing may arrive for those who follow everything and lack something: once before their node is asked whether
 /// it answers at all, and once more after it did.
 const SILENCE: Duration = Duration::from_secs(10);
-/// The same for those who cannot know whether they lack something. There are many of them, and beside everything else that is
-/// checked then a second of silence may take them three.
-const SILENCE_PATIENT: Duration = Duration::from_secs(4);
+/// The same for those who cannot know whether they lack something.
+const SILENCE_PATIENT: Duration = Duration::from_secs(5);
 /// How long the node has for that answer.
 const ANSWER: Duration = Duration::from_secs(8);
 
@@ -75,7 +74,6 @@ impl Standing {
         let unasked = everything || patient;
         // A real etcd may send all that a stream lacks as one message, which takes as long as it takes.
         let late = if kind == Kind::Etcd { silent } else { waited };
-        let patience = if patient { PATIENCE * 2 } else { PATIENCE };
         let silence = if patient { SILENCE_PATIENT } else { SILENCE };
         match kind {
             _ if told && created => Verdict::Told,
@@ -83,7 +81,9 @@ impl Standing {
             Kind::Etcd if !created && silent >= SILENCE_ETCD => Verdict::Elsewhere,
             Kind::Tally if everything && silent >= SILENCE && answered => Verdict::Forgotten,
             Kind::Tally if patient && created && silent >= silence && answered => Verdict::Told,
-            _ if late >= patience => Verdict::Late,
+            // What was wished for while the stream could not be asked any more is asked for on another connection.
+            Kind::Tally if patient && !created && silent >= silence => Verdict::Elsewhere,
+            _ if late >= PATIENCE => Verdict::Late,
             Kind::Tally if unasked && silent >= silence => Verdict::Probe,
             Kind::Tally if unasked => Verdict::Listen,
             Kind::Tally if !open => Verdict::Elsewhere,
@@ -145,9 +145,9 @@ mod tests {
             assert_eq!(Standing { answered: true, ..patient }.verdict(), Verdict::Listen);
             assert_eq!(Standing { answered: true, ..silent }.verdict(), Verdict::Told);
             // Who was never created was told nothing.
-            assert_eq!(Standing { answered: true, created: false, ..silent }.verdict(), Verdict::Probe);
-            assert_eq!(Standing { waited: PATIENCE, ..patient }.verdict(), Verdict::Listen);
-            assert_eq!(Standing { waited: PATIENCE * 2, ..patient }.verdict(), Verdict::Late);
+            assert_eq!(Standing { created: false, ..silent }.verdict(), Verdict::Elsewhere);
+            assert_eq!(Standing { created: false, ..patient }.verdict(), Verdict::Listen);
+            assert_eq!(Standing { waited: PATIENCE, ..patient }.verdict(), Verdict::Late);
         }
     }
 

@@ -103,9 +103,8 @@ impl Wake for Bell {
     }
 }
 
-/// Readers see a revision before its events are distributed, which may take a while; who asks in between asks only once.
-#[test]
-fn who_asks_while_a_revision_is_told_is_answered_when_it_was() {
+/// A stream that asks for progress while readers see a revision and the hub has not been told of it.
+fn asked_before_told() -> (Store, WatchStream, i64) {
     let mut store = Store::new();
     let mut stream = store.reader.watch_stream(WatchLimits::default());
     store.set("key");
@@ -113,6 +112,13 @@ fn who_asks_while_a_revision_is_told_is_answered_when_it_was() {
     assert!(store.writer.show());
     stream.create(spec("key".to_owned())).expect("a watcher");
     stream.request_progress();
+    (store, stream, revision)
+}
+
+/// Readers see a revision before its events are distributed, which may take a while; who asks in between asks only once.
+#[test]
+fn who_asks_while_a_revision_is_told_is_answered_when_it_was() {
+    let (mut store, mut stream, revision) = asked_before_told();
     let bell = Arc::new(Bell::default());
     let waker = Waker::from(Arc::clone(&bell));
     for _ in 0..2 {
@@ -128,13 +134,7 @@ fn who_asks_while_a_revision_is_told_is_answered_when_it_was() {
 /// As above, but it is told just after the stream has looked how far that is, and nobody is to be woken yet.
 #[test]
 fn who_asks_while_a_revision_is_told_is_answered_even_if_that_ends_meanwhile() {
-    let mut store = Store::new();
-    let mut stream = store.reader.watch_stream(WatchLimits::default());
-    store.set("key");
-    let revision = store.commit("other");
-    assert!(store.writer.show());
-    stream.create(spec("key".to_owned())).expect("a watcher");
-    stream.request_progress();
+    let (mut store, mut stream, revision) = asked_before_told();
     let told = stream.shared.hub.notified();
     stream.tell_progress(told);
     store.writer.tell();

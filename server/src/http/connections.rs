@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::ages::{Ages, Side};
+use super::direct;
 use super::limits::Limits;
 
 /// Time between two looks at the connections.
@@ -61,6 +62,8 @@ pub(super) struct Connection {
     listens: AtomicBool,
     /// It is served elsewhere than where its socket was opened.
     moved: AtomicBool,
+    /// The answer that it sends past HTTP.
+    pub(super) direct: direct::Slot,
     streamed_bodies: bool,
 }
 
@@ -74,7 +77,7 @@ impl Connection {
         }
     }
 
-    fn command(&self, order: Order) {
+    pub(super) fn command(&self, order: Order) {
         self.order.fetch_max(order as u8, Relaxed);
         self.wake.notify_one();
     }

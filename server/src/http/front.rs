@@ -18,6 +18,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::service::TowerToHyperService;
 
 use super::connections::{Connection, Order, Place, Request as Open};
+use super::direct;
 use super::takeover::Takeover;
 use crate::api::{Route, route};
 use crate::config::Allowed;
@@ -55,7 +56,7 @@ impl Front {
         self: Arc<Self>,
         mut request: Request<Incoming>,
         place: Arc<Place>,
-    ) -> Result<Response<Tracked>, Infallible> {
+    ) -> Result<Response<Answer>, Infallible> {
         let mut open = place.connection.begin();
         let route = route(request.uri().path());
         if route.is_some_and(Route::may_take_long)
@@ -63,19 +64,29 @@ impl Front {
         {
             request.extensions_mut().insert(patience);
         }
-        let offers = offers(&place.connection, request.version(), route);
+        let version = request.version();
+        let offers = offers(&place.connection, version, route);
         match &self.grpc {
             Some(grpc) if is_grpc(&request) => {
                 let response = grpc.call(request).await;
-                Ok(response.map(|reply| Tracked::new(Form::Grpc(reply), open, offers)))
+                Ok(response.map(|reply| Answer::Whole(Tracked::new(Form::Grpc(reply), open, offers))))
             }
             _ => {
                 let connection = Arc::clone(&place.connection);
                 let response = Box::pin(self.plain(request, place)).await?;
-                if route.is_some_and(Route::tells) && response.status().is_success() {
+                let tells = route.is_some_and(Route::tells) && response.status().is_success();
+                if tells {
                     connection.listen();
                 }
-                Ok(response.map(|body| Tracked::new(Form::Plain(body), open, offers)))
+                Ok(response.map(|body| {
+                    let in_chunks = version == Version::HTTP_11 && body.size_hint().exact().is_none();
+                    let tracked = Tracked::new(Form::Plain(body), open, offers);
+                    if tells && in_chunks {
+                        Answer::Direct(connection.direct.share(tracked))
+                    } else {
+                        Answer::Whole(tracked)
+                    }
+                }))
             }
         }
     }
@@ -173,6 +184,39 @@ fn with_cors(mut response: Response<Body>, origin: Option<HeaderValue>) -> Respo
 /// client as long as it likes, and so may another member.
 fn offers(connection: &Connection, version: Version, route: Option<Route>) -> bool {
     version == Version::HTTP_2 && !connection.has_streamed_bodies() && !route.is_some_and(Route::goes_on)
+}
+
+/// A response's body, as HTTP has it.
+pub(super) enum Answer {
+    Whole(Tracked),
+    /// One that goes on, and is sent past HTTP.
+    Direct(direct::Body),
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match self.get_mut() {
+            Answer::Whole(answer) => Pin::new(answer).poll_frame(cx),
+            Answer::Direct(answer) => Pin::new(answer).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Answer::Whole(answer) => answer.is_end_stream(),
+            Answer::Direct(answer) => answer.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Answer::Whole(answer) => answer.size_hint(),
+            Answer::Direct(answer) => answer.size_hint(),
+        }
+    }
 }
 
 /// A response's body that ends its request when it has been sent, or given up.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use futures_util::FutureExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::authority::{Authority, Seen};
@@ -38,11 +39,29 @@ pub(super) trait Socket: Unpin {
     /// Waits for its bytes in this runtime from now on, not in the one that it was opened in. Where that fails it is woken
     /// from there, which takes longer.
     fn move_here(&mut self) {}
+
+    /// Whether the client has ended its side, as far as that is known without reading.
+    fn is_left(&self) -> bool {
+        false
+    }
 }
 
-impl Socket for UnixStream {}
+impl Socket for UnixStream {
+    fn is_left(&self) -> bool {
+        self.ready(Interest::READABLE).now_or_never().is_some_and(is_read_closed)
+    }
+}
+
+/// Of the readiness of a socket.
+fn is_read_closed(ready: io::Result<Ready>) -> bool {
+    ready.map_or(true, |ready| ready.is_read_closed())
+}
 
 impl Socket for TcpStream {
+    fn is_left(&self) -> bool {
+        self.ready(Interest::READABLE).now_or_never().is_some_and(is_read_closed)
+    }
+
     fn move_here(&mut self) {
         let moved = self.as_fd().try_clone_to_owned().map(std::net::TcpStream::from).and_then(TcpStream::from_std);
         if let Ok(moved) = moved {
@@ -170,6 +189,11 @@ impl<S> Reporting<S> {
 }
 
 impl<S: Socket> Reporting<S> {
+    /// Whether the client has ended its side, as far as that is known without reading.
+    pub(super) fn is_left(&self) -> bool {
+        self.socket.is_left()
+    }
+
     /// The socket, in the runtime that asks for it.
     fn socket(&mut self) -> Pin<&mut S> {
         if self.connection.was_moved() {
@@ -344,7 +368,6 @@ mod tests {
 
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use futures_util::FutureExt as _;
     use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::super::authority::tests::{MENDED, RECORDED, recorded};

@@ -3,6 +3,7 @@
 mod ages;
 mod authority;
 mod connections;
+mod direct;
 mod front;
 mod gather;
 mod io;
@@ -17,6 +18,7 @@ use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -26,15 +28,16 @@ use socket2::TcpKeepalive;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use connections::{Connection, Order, Place};
 pub(crate) use connections::{Connections, Patience};
-use connections::{Order, Place};
+use direct::Direct;
 pub(crate) use front::Front;
 pub(crate) use lanes::Lanes;
 pub(crate) use limits::{Limits, descriptor_limit, raise_descriptor_limit};
 pub use listener::BindError;
 use listener::ListenSocket;
 pub(crate) use listener::{Bound, Listener};
-use streams::Executor;
+use streams::{Executor, Parts};
 pub(crate) use takeover::Takeover;
 
 /// Pause after a connection could not be accepted, for example because no file descriptor was left.
@@ -192,23 +195,19 @@ where
         Settings::Clients(http2) => (local, Some(http2.client_ping_interval_min)),
         Settings::Peers => (Executor::Tasks, None),
     };
-    let io = TokioIo::new(io::Reporting::new(socket, Arc::clone(&shared), pings));
+    let (io, direct) = Direct::new(io::Reporting::new(socket, Arc::clone(&shared), pings), Arc::clone(&shared));
     let builder = settings.builder(executor, head_bytes_max);
     // A connection that is taken over ends here and goes on elsewhere: see `Takeover`.
-    let mut http = pin!(builder.serve_connection_with_upgrades(io, service));
+    let http = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
+    let mut parts = HttpAndDirect { http, direct, connection: &shared };
     loop {
-        let mut turn = poll_fn(|cx| {
-            shared.begin_turn();
-            let ended = http.as_mut().poll(cx);
-            if shared.end_turn() && ended.is_pending() { http.as_mut().poll(cx) } else { ended }
-        });
-        let served = poll_fn(|cx| driver.poll(cx, Pin::new(&mut turn)).map(drop));
         let ordered = tokio::select! {
             biased;
             // Whatever went wrong is the client's doing: it closed, or spoke no HTTP.
-            () = served => return,
+            () = poll_fn(|cx| driver.poll(cx, &mut parts)) => return,
             () = shared.wake.notified() => shared.order(),
         };
+        let http = &mut parts.http;
         match ordered {
             Order::Continue => {}
             // HTTP/2 has a farewell of its own, which says which requests were taken.
@@ -219,5 +218,31 @@ where
             Order::Close => return,
         }
         driver.prompt();
+    }
+}
+
+/// What has turns on a connection, beside its requests.
+struct HttpAndDirect<'a, H, S> {
+    http: Pin<&'a mut H>,
+    direct: Direct<S>,
+    connection: &'a Connection,
+}
+
+impl<H: Future, S: io::Socket + AsyncWrite> Parts for &mut HttpAndDirect<'_, H, S> {
+    type Ended = ();
+
+    fn poll_http(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.connection.begin_turn();
+        let ended = self.http.as_mut().poll(cx);
+        let ended = if self.connection.end_turn() && ended.is_pending() { self.http.as_mut().poll(cx) } else { ended };
+        ended.map(drop)
+    }
+
+    fn sends_directly(&mut self) -> bool {
+        self.direct.has_answer()
+    }
+
+    fn poll_direct(&mut self, cx: &mut Context<'_>) -> Poll<Option<()>> {
+        self.direct.poll(cx).map(|sent| sent.err().map(drop))
     }
 }

@@ -1,4 +1,4 @@
-//! Who runs the requests of an HTTP/2 connection, and when.
+//! Who runs the requests of an HTTP/2 connection, and when; and who sends an answer that goes on over HTTP/1.1.
 //!
 //! Requests of clients are run by the task of their connection, not by tasks of their own: it reads a packet, runs every
 //! request in it as far as it gets, and then writes what has been answered, once. With a task for each request every
@@ -7,7 +7,8 @@
 //! ```text
 //!                   ┌── a frame came, there is something to write ──► turn of HTTP ────► frames in, answers out
 //!   task of the ────┤
-//!   connection      └── a request can go on ───────────────────────► turn of requests ─► each as far as it gets
+//!   connection      ├── a request can go on ───────────────────────► turn of requests ─► each as far as it gets
+//!                   └── there is something to tell ────────────────► turn past HTTP ───► what there is: see [`super::direct`]
 //! ```
 //!
 //! - **Invariant**: a part that has been woken gets a turn, and one that has not been gets none. Looking at a connection
@@ -72,6 +73,7 @@ pub(super) struct Driver {
     turns: Arc<Turns>,
     http: Waker,
     requests: Waker,
+    direct: Waker,
     gather: Gather,
     /// Something has been answered, and the tasks that were ready go first.
     waits: bool,
@@ -82,8 +84,9 @@ impl Driver {
         let turns = Arc::new(Turns { state: AtomicU8::new(HTTP), task: AtomicWaker::new() });
         let http = Arc::new(Turn::<HTTP>(Arc::clone(&turns))).into();
         let requests = Arc::new(Turn::<REQUESTS>(Arc::clone(&turns))).into();
+        let direct = Arc::new(Turn::<DIRECT>(Arc::clone(&turns))).into();
         let running = FuturesUnordered::new();
-        Driver { begun, running, turns, http, requests, gather: Gather::default(), waits: false }
+        Driver { begun, running, turns, http, requests, direct, gather: Gather::default(), waits: false }
     }
 
     /// Gives HTTP a turn the next time: something was said to it.
@@ -92,7 +95,7 @@ impl Driver {
     }
 
     /// Goes on until nothing can, or for a while. Ready when the connection has ended.
-    pub(super) fn poll<C: Future>(&mut self, cx: &mut Context<'_>, mut http: Pin<&mut C>) -> Poll<C::Output> {
+    pub(super) fn poll<P: Parts>(&mut self, cx: &mut Context<'_>, mut parts: P) -> Poll<P::Ended> {
         self.turns.begin(cx.waker());
         for _ in 0..TURNS_MAX {
             let waited = std::mem::take(&mut self.waits);
@@ -107,9 +110,19 @@ impl Driver {
                     break;
                 }
             }
+            if self.turns.take(DIRECT) {
+                match parts.poll_direct(&mut Context::from_waker(&self.direct)) {
+                    Poll::Pending => {}
+                    Poll::Ready(Some(ended)) => return Poll::Ready(ended),
+                    Poll::Ready(None) => self.prompt(),
+                }
+            }
             if self.turns.take(HTTP) {
-                if let Poll::Ready(ended) = http.as_mut().poll(&mut Context::from_waker(&self.http)) {
+                if let Poll::Ready(ended) = parts.poll_http(&mut Context::from_waker(&self.http)) {
                     return Poll::Ready(ended);
+                }
+                if parts.sends_directly() {
+                    self.turns.state.fetch_or(DIRECT, Ordering::AcqRel);
                 }
                 self.accept();
                 if !coop::has_budget_remaining() {
@@ -158,12 +171,32 @@ impl Drop for Driver {
     }
 }
 
+/// What a driver gives turns to, beside the requests.
+pub(super) trait Parts {
+    type Ended;
+
+    /// `Ready` when the connection has ended.
+    fn poll_http(&mut self, cx: &mut Context<'_>) -> Poll<Self::Ended>;
+
+    /// Whether anything is sent past HTTP. Asked when HTTP has had a turn.
+    fn sends_directly(&mut self) -> bool {
+        false
+    }
+
+    /// Sends it. `Ready` when HTTP is to have a turn, or the connection has ended.
+    fn poll_direct(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Self::Ended>> {
+        Poll::Pending
+    }
+}
+
 /// HTTP has a turn.
 const HTTP: u8 = 1;
 /// The requests have a turn.
 const REQUESTS: u8 = 2;
 /// The task is at it, and will see what else gets a turn.
 const RUNNING: u8 = 4;
+/// What is sent past HTTP has a turn.
+const DIRECT: u8 = 8;
 
 /// Who has a turn.
 ///
@@ -226,6 +259,15 @@ mod tests {
     use tokio::sync::{mpsc, oneshot};
 
     use super::*;
+
+    /// HTTP alone.
+    impl<F: Future> Parts for Pin<&mut F> {
+        type Ended = F::Output;
+
+        fn poll_http(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
+            self.as_mut().poll(cx)
+        }
+    }
 
     /// Counts how often a task is woken.
     #[derive(Default)]

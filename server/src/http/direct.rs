@@ -1,0 +1,290 @@
+//! Answers that go on, sent past HTTP.
+//!
+//! What HTTP does for each part of an answer over HTTP/1.1, looking for requests, taking the part, framing and flushing it,
+//! costs as much as making it. Of most answers there is one part, but of a stream of changes there are very many, and a
+//! thousand streams may wait for the same change. So once such a body has to wait, its connection asks it, and writes each
+//! part as one chunk to the socket. As HTTP sees it the body says nothing any more, until its end.
+//!
+//! ```text
+//!              until it waits                       from then on
+//!   HTTP ◄────────────────────── Body ─┐
+//!                                      ├─ answer ────────────► Direct ──► chunks ──► socket
+//!   HTTP ◄── the end ─────────── Body ─┘
+//! ```
+//!
+//! How a chunk is written depends on nothing before it ([RFC 9112], section 7.1), so HTTP need not know of these.
+//!
+//! - **Invariant**: HTTP and this never write at once. It begins when what HTTP was given has left, HTTP is given the end
+//!   when the last chunk has left whole, and nothing in between.
+//! - **Invariant**: one part is made when the one before has left, so a client that does not read costs one.
+//! - **Invariant**: the answer is HTTP's. It goes when HTTP lets go of it, whoever sends it.
+//!
+//! [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
+
+use std::io::{self, IoSlice, Write as _};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::connections::Connection;
+use super::front::Tracked;
+use super::io::{Reporting, Socket};
+
+/// The size of a chunk in hexadecimal, and the end of its line.
+const HEAD_BYTES_MAX: usize = 2 * size_of::<usize>() + CRLF.len();
+const CRLF: &[u8] = b"\r\n";
+
+/// While HTTP reads nothing, how often it is seen to that the client is still there.
+const LOOK_INTERVAL: Duration = if cfg!(test) { Duration::from_millis(10) } else { Duration::from_secs(5) };
+
+type Part = Option<Result<Frame<Bytes>, axum::Error>>;
+
+/// The body of an answer that goes on, which HTTP asks at first.
+struct Answer {
+    body: Tracked,
+    turn: Turn,
+}
+
+enum Turn {
+    Http,
+    Direct,
+    /// What HTTP still has to hear: the end, or why it is one.
+    Over(Option<Part>),
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    // One task holds both sides: who panicked has taken its connection with it.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a connection finds the answer that it is to ask itself.
+#[derive(Default)]
+pub(super) struct Slot(Mutex<Option<Weak<Mutex<Answer>>>>);
+
+impl Slot {
+    /// Shows an answer to the connection; HTTP gets what is returned. It must be one over HTTP/1.1, which sends it in
+    /// chunks: of no length that is known.
+    pub(super) fn share(&self, answer: Tracked) -> Body {
+        let answer = Arc::new(Mutex::new(Answer { body: answer, turn: Turn::Http }));
+        *lock(&self.0) = Some(Arc::downgrade(&answer));
+        Body(answer)
+    }
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Slot").finish_non_exhaustive()
+    }
+}
+
+/// HTTP's side of an answer.
+pub(super) struct Body(Arc<Mutex<Answer>>);
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Part> {
+        let mut answer = lock(&self.0);
+        match &mut answer.turn {
+            Turn::Http => {}
+            Turn::Direct => return Poll::Pending,
+            Turn::Over(end) => return Poll::Ready(end.take().flatten()),
+        }
+        let part = Pin::new(&mut answer.body).poll_frame(cx);
+        if part.is_pending() {
+            answer.turn = Turn::Direct;
+        }
+        part
+    }
+}
+
+/// What HTTP reads and writes, when the connection writes to it too.
+pub(super) struct Io<S>(Arc<Mutex<Wire<S>>>);
+
+struct Wire<S> {
+    socket: Reporting<S>,
+    /// HTTP could not write all that it had.
+    is_blocked: bool,
+    /// HTTP is told when something comes, or the client is gone. It is not while it has read what it cannot use yet.
+    is_reading: bool,
+}
+
+impl<S> Wire<S> {
+    fn note<T>(&mut self, result: Poll<T>) -> Poll<T> {
+        self.is_blocked = result.is_pending();
+        result
+    }
+}
+
+impl<S: Socket + AsyncRead> AsyncRead for Io<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut wire = lock(&self.0);
+        let result = Pin::new(&mut wire.socket).poll_read(cx, buf);
+        wire.is_reading = result.is_pending();
+        result
+    }
+}
+
+impl<S: Socket + AsyncWrite> AsyncWrite for Io<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut wire = lock(&self.0);
+        let result = Pin::new(&mut wire.socket).poll_write(cx, bytes);
+        wire.note(result)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut wire = lock(&self.0);
+        let result = Pin::new(&mut wire.socket).poll_write_vectored(cx, slices);
+        wire.note(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        lock(&self.0).socket.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut lock(&self.0).socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut lock(&self.0).socket).poll_shutdown(cx)
+    }
+}
+
+/// A connection's side of its answers.
+pub(super) struct Direct<S> {
+    wire: Arc<Mutex<Wire<S>>>,
+    connection: Arc<Connection>,
+    /// The answer that is being sent. HTTP may have let go of it.
+    answer: Option<Weak<Mutex<Answer>>>,
+    chunk: Chunk,
+    /// When it is looked whether the client is there, if HTTP does not.
+    look: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: Socket + AsyncWrite> Direct<S> {
+    /// Of a connection, with what its HTTP is to read and write.
+    pub(super) fn new(socket: Reporting<S>, connection: Arc<Connection>) -> (Io<S>, Direct<S>) {
+        let wire = Arc::new(Mutex::new(Wire { socket, is_blocked: false, is_reading: true }));
+        (Io(Arc::clone(&wire)), Direct { wire, connection, answer: None, chunk: Chunk::default(), look: None })
+    }
+
+    /// Whether there is an answer to send, after HTTP has had its turn.
+    pub(super) fn has_answer(&mut self) -> bool {
+        if !self.connection.listens() {
+            return false;
+        }
+        if let Some(new) = lock(&self.connection.direct.0).take() {
+            self.answer = Some(new);
+        }
+        if self.answer.as_ref().is_some_and(|answer| answer.strong_count() == 0) {
+            self.answer = None;
+        }
+        let looks = self.answer.is_some() && !lock(&self.wire).is_reading;
+        if looks != self.look.is_some() {
+            self.look = looks.then(|| Box::pin(sleep(LOOK_INTERVAL)));
+        }
+        self.answer.is_some()
+    }
+
+    /// Sends what there is. `Ready` at the answer's end, which HTTP is to be told of.
+    ///
+    /// # Errors
+    /// Of the socket: nothing can be sent any more.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(answer) = self.answer.as_ref().and_then(Weak::upgrade) else { return Poll::Pending };
+        while let Some(look) = &mut self.look
+            && look.as_mut().poll(cx).is_ready()
+        {
+            if lock(&self.wire).socket.is_left() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            self.look = Some(Box::pin(sleep(LOOK_INTERVAL)));
+        }
+        loop {
+            let mut wire = lock(&self.wire);
+            if wire.is_blocked {
+                // It is HTTP that is woken when there is room.
+                return Poll::Pending;
+            }
+            ready!(self.chunk.poll_send(cx, &mut wire.socket))?;
+            drop(wire);
+            let mut answer = lock(&answer);
+            if !matches!(answer.turn, Turn::Direct) {
+                return Poll::Pending;
+            }
+            match ready!(Pin::new(&mut answer.body).poll_frame(cx)) {
+                Some(Ok(part)) => {
+                    // An empty chunk would be the last.
+                    if let Some(data) = part.into_data().ok().filter(|data| !data.is_empty()) {
+                        self.chunk = Chunk::new(data);
+                    }
+                }
+                end => {
+                    answer.turn = Turn::Over(Some(end));
+                    self.answer = None;
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+/// A chunk that is being sent.
+#[derive(Default)]
+struct Chunk {
+    head: [u8; HEAD_BYTES_MAX],
+    head_bytes: usize,
+    data: Bytes,
+    /// So much of it all has been.
+    sent: usize,
+}
+
+impl Chunk {
+    fn new(data: Bytes) -> Chunk {
+        let mut head = [0; HEAD_BYTES_MAX];
+        let mut room = &mut head[..];
+        let written = write!(room, "{:x}\r\n", data.len());
+        let head_bytes = HEAD_BYTES_MAX - room.len();
+        debug_assert!(written.is_ok(), "there is room for every length");
+        Chunk { head, head_bytes, data, sent: 0 }
+    }
+
+    fn poll_send<S: Socket + AsyncWrite>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut Reporting<S>,
+    ) -> Poll<io::Result<()>> {
+        if self.data.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let bytes = self.head_bytes + self.data.len() + CRLF.len();
+        while self.sent < bytes {
+            let mut parts = [&self.head[..self.head_bytes], &self.data, CRLF].map(IoSlice::new);
+            let mut left = &mut parts[..];
+            IoSlice::advance_slices(&mut left, self.sent);
+            match ready!(Pin::new(&mut *socket).poll_write_vectored(cx, left))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.sent += count,
+            }
+        }
+        // A stream that waits keeps no memory for it.
+        *self = Chunk::default();
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+#[path = "direct_tests.rs"]
+mod tests;

@@ -25,6 +25,8 @@ const SUM_BYTES: usize = 256 << 10;
 pub struct Export {
     pub(crate) path: PathBuf,
     pub(crate) manifest: Manifest,
+    /// Whether this process has compared every file with the manifest when it wrote it.
+    pub(crate) checked: bool,
 }
 
 impl Backend {
@@ -70,7 +72,7 @@ impl Export {
             let detail = format!("it is larger than {MANIFEST_BYTES_MAX} bytes");
             return Err(ExportError::Manifest { path: file, detail });
         }
-        Ok(Export { path: path.to_path_buf(), manifest: Manifest::decode(&file, &text)? })
+        Ok(Export { path: path.to_path_buf(), manifest: Manifest::decode(&file, &text)?, checked: false })
     }
 
     /// Every finished export under `dest_root`, oldest position first. Unreadable ones are errors, not skipped.
@@ -166,7 +168,8 @@ impl Unfinished {
         Unfinished { dest_root: dest_root.to_path_buf(), path, finished: false }
     }
 
-    /// Writes the manifest, makes everything durable and gives the directory its final name. The files must be durable.
+    /// Writes the manifest, makes everything durable and gives the directory its final name. The files must be durable, and
+    /// what the manifest says of them must have been seen by whoever wrote them.
     pub(crate) fn finish(mut self, manifest: Manifest, failpoints: &Failpoints) -> Result<Export, ExportError> {
         let action = "export to";
         write_durably(&self.path.join(MANIFEST), manifest.encode().as_bytes())?;
@@ -177,7 +180,7 @@ impl Unfinished {
         self.finished = true;
         sync_directory(&self.dest_root)?;
         failpoints.pass(Step::ExportNamed, &path).map_err(FileError::on(action, &path))?;
-        Ok(Export { path, manifest })
+        Ok(Export { path, manifest, checked: true })
     }
 }
 

@@ -114,7 +114,7 @@ fn run(steps: &[Step]) {
             }
             Step::ExportAndReplace => {
                 let export = backend.export(&dir.path().join("exports")).unwrap();
-                backend = backend.stage(export.path()).unwrap().switch().unwrap();
+                backend = backend.stage_received(&export).unwrap().switch().unwrap();
                 export.remove().unwrap();
             }
             Step::Scan(bucket, start, end) => {

@@ -36,6 +36,17 @@ pub(crate) async fn run<T: Send + 'static>(
     }
 }
 
+/// Runs `work` on a thread called `name`, which nobody waits for. Where no thread can be started, it is dropped here.
+pub(crate) fn leave(name: &'static str, work: impl FnOnce() + Send + 'static) {
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        give_way();
+        work();
+    });
+    if let Err(error) = started {
+        tracing::warn!(%error, name, "cannot start a thread");
+    }
+}
+
 /// Lowers the priority of this thread. Where that is not possible, the work is done all the same.
 #[cfg(target_os = "linux")]
 fn give_way() {

@@ -1,5 +1,7 @@
 //! Members as consensus sees them: ids, peer URLs, who votes; and the changes that can be asked for.
 
+use std::time::Duration;
+
 use crate::fatal::FatalError;
 
 /// A member of the cluster, as consensus sees it. Its name and client URLs are replicated state
@@ -120,7 +122,16 @@ pub enum TransferError {
         /// Who was named.
         id: u64,
     },
-    /// The target did not take over in time; this member may lead on.
+    /// Nothing has been heard of the target for a while: it could not take over, and until somebody else is elected nobody would
+    /// lead. This member leads on.
+    #[error("nothing has been heard of member {id:x} for {} s", .within.as_secs())]
+    Unheard {
+        /// Who was named.
+        id: u64,
+        /// For how long.
+        within: Duration,
+    },
+    /// The target did not take over in time. This member has given up leading, and somebody else is elected.
     #[error("member {id:x} did not take over in time")]
     TimedOut {
         /// Who was named.

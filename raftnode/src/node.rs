@@ -326,7 +326,7 @@ impl Node {
     /// Hands leadership over to another voter. Resolves when it leads.
     ///
     /// # Errors
-    /// [`TransferError`]; this member then leads on, or somebody else was elected.
+    /// [`TransferError`]; this member then leads on, or somebody else is elected.
     pub async fn transfer_leader(&self, to: u64) -> Result<(), TransferError> {
         self.inner.hand_over(to).await
     }
@@ -448,7 +448,7 @@ impl Node {
 
 impl Inner {
     async fn hand_over(&self, to: u64) -> Result<(), TransferError> {
-        cluster::hand_over(&self.raft, self.leadership.clone(), to, self.election_timeout).await
+        cluster::hand_over(&self.raft, &self.net, self.leadership.clone(), to, self.election_timeout).await
     }
 
     /// What clients wait for goes on under the next leader, so a planned stop costs them no more than a moment.

@@ -20,6 +20,7 @@ use openraft::storage::RaftSnapshotBuilder;
 use tally_apply::{Applier, Reads};
 use tally_backend::{Applied, Backend, Export, Staged, StorageError};
 
+use crate::background;
 use crate::codec::{CodecError, decode_in_force};
 use crate::fatal::FatalError;
 use crate::progress::Shared;
@@ -38,17 +39,35 @@ pub(crate) enum Checkpoint {
 }
 
 /// What was received and made ready, until it is put in force. Dropping it deletes it.
-#[derive(Clone)]
-pub(crate) struct Received(Arc<Mutex<Option<Prepared>>>);
+#[derive(Clone, Default)]
+pub(crate) struct Received(Arc<Unused>);
+
+#[derive(Default)]
+struct Unused(Mutex<Option<Prepared>>);
+
+/// A state is as large as the store and its index. It may be consensus itself that finds it is not needed.
+impl Drop for Unused {
+    fn drop(&mut self) {
+        if let Some(prepared) = self.take() {
+            background::leave("tally-drop", move || drop(prepared));
+        }
+    }
+}
+
+impl Unused {
+    fn take(&self) -> Option<Prepared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
 
 impl Received {
     /// Of a state that this member has already: consensus will see that.
     pub(crate) fn known() -> Received {
-        Received(Arc::default())
+        Received::default()
     }
 
     fn take(&self) -> Option<Prepared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.take()
     }
 }
 
@@ -171,14 +190,14 @@ impl Prepared {
         export: &OwnedExport,
         kv: tally_mvcc::Options,
     ) -> Result<Prepared, InstallError> {
-        let staged = backend.stage(export.export().path())?;
+        let staged = backend.stage_received(export.export())?;
         let (applier, reads) = Applier::open(staged.backend().clone(), kv)?;
         Ok(Prepared { staged, applier, reads })
     }
 
     /// Hands it to consensus.
     pub(crate) fn received(self) -> Checkpoint {
-        Checkpoint::Received(Received(Arc::new(Mutex::new(Some(self)))))
+        Checkpoint::Received(Received(Arc::new(Unused(Mutex::new(Some(self))))))
     }
 
     /// Puts it in force in place of the state of `store`. Takes no longer than a few fsyncs.
@@ -187,7 +206,8 @@ impl Prepared {
         if found < announced {
             return Err(InstallError::Position { found, announced });
         }
-        mark::mark_install(store, self.applier.applied())?;
+        // As it is stored: that is what the next start will find.
+        mark::mark_install(store, &self.staged.backend().applied())?;
         let backend = self.staged.switch()?;
         Ok((backend, self.applier, self.reads))
     }

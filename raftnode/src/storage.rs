@@ -181,8 +181,10 @@ pub enum OpenError {
     },
     /// There is a store but no log: what was acknowledged since the store was last durable, and the vote, are gone.
     #[error(
-        "there is a store in {} but no log in {}: the log was removed, and with it acknowledged entries and this \
-         member's vote; put it back, or rebuild this member from the others or from a backup",
+        "there is a store in {} but no log in {}: if the log is in another directory, name that one and nothing is lost \
+         (a --wal-dir that was given before and is not now, or the other way round, looks the same); else the log was \
+         removed, and with it acknowledged entries and this member's vote: put it back, or rebuild this member from the \
+         others or from a backup",
         db.display(), wal.display()
     )]
     LogWiped {

@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::cluster::{Cluster, eventually};
+use common::cluster::{Cluster, eventually, refused};
 use serde_json::json;
 
 /// Longer than a follower waits before it would stand for election.
@@ -55,6 +55,21 @@ fn a_paused_leader_is_replaced_and_follows_when_it_comes_back() {
     assert_ne!(cluster.leader(), old);
     cluster.wait_level(old);
     cluster.same_state();
+}
+
+/// A leader that hands over leads no more, whether there is somebody or not.
+#[test]
+fn leadership_is_not_given_to_a_member_that_is_not_there() {
+    let mut cluster = Cluster::start(3);
+    let (leader, gone) = (cluster.leader(), cluster.follower());
+    let (term, target) = (cluster.term(leader), json!({"targetID": cluster.id(gone)}).to_string());
+    cluster.kill(gone);
+    // Until then it may just be slow.
+    std::thread::sleep(LONGER_THAN_AN_ELECTION);
+    let answer = cluster.node(leader).post("/v3/maintenance/transfer-leadership", &target);
+    refused(&answer, 400, 9, "etcdserver: bad leader transferee");
+    cluster.node(leader).put("k", "v");
+    assert_eq!((cluster.leader(), cluster.term(leader)), (leader, term));
 }
 
 #[test]

@@ -16,6 +16,7 @@ const HEARD_WITHIN: Duration = Duration::from_secs(1);
 /// Hands leadership over to a voter, and waits until it leads, for at most `patience`.
 pub(crate) async fn hand_over(
     raft: &RaftHandle,
+    net: &Net,
     mut leadership: Leadership,
     to: u64,
     patience: Duration,
@@ -28,6 +29,10 @@ pub(crate) async fn hand_over(
     }
     if to == *raft.node_id() {
         return Ok(());
+    }
+    // From then on this member leads no more, whether the other is there or not.
+    if !is_heard(net, to) {
+        return Err(TransferError::Unheard { id: to, within: HEARD_WITHIN });
     }
     raft.trigger().transfer_leader(to).await.map_err(|_| TransferError::Stopped)?;
     let taken_over = async {
@@ -48,9 +53,12 @@ pub(crate) async fn successor(raft: &RaftHandle, net: &Net, own: u64) -> Option<
     let replication = raft.metrics().borrow_watched().replication.clone()?;
     let voters = raft.with_raft_state(|state| state.membership_state.effective().voter_ids().collect::<Vec<_>>());
     let voters = voters.await.ok()?;
-    let heard = |id: u64| net.last_contact(id).is_some_and(|at| at.elapsed() < HEARD_WITHIN);
     voters
         .into_iter()
-        .filter(|id| *id != own && heard(*id))
+        .filter(|id| *id != own && is_heard(net, *id))
         .max_by_key(|id| replication.get(id).and_then(|matched| matched.as_ref().map(|matched| matched.index)))
+}
+
+fn is_heard(net: &Net, id: u64) -> bool {
+    net.last_contact(id).is_some_and(|at| at.elapsed() < HEARD_WITHIN)
 }

@@ -205,8 +205,13 @@ impl Sending {
 
     /// Queues bytes as they are.
     pub(super) async fn send_bytes(&self, bytes: Bytes) -> Result<(), CallError> {
+        self.send_bytes_within(bytes, self.write_timeout).await
+    }
+
+    /// The same, if the peer may take nothing for so long.
+    pub(super) async fn send_bytes_within(&self, bytes: Bytes, limit: Duration) -> Result<(), CallError> {
         let count = bytes.len() as u64;
-        match timeout(self.write_timeout, self.out.send(bytes)).await {
+        match timeout(limit, self.out.send(bytes)).await {
             Ok(Ok(())) => {
                 self.peer.observe(NetworkEvent::Sent { to: self.peer.id, bytes: count });
                 Ok(())

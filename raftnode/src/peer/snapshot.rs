@@ -39,6 +39,11 @@ const PIECE_BYTES: usize = 512 << 10;
 const PIECES_AHEAD: usize = 4;
 /// Before a receiver is asked again that receives, or puts in force, what another leader has sent it.
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
+/// Before a receiver is sent the whole state again that could not take it: on a full disk it cannot the next time either.
+const FAILED_PAUSE: Duration = Duration::from_secs(5);
+/// Without any progress of the stream for so long, either side gives the other up. A disk may take its time for one fsync,
+/// and to begin again costs more than to wait; whether the peer is there is found out by pings.
+pub(super) const STALL_MAX: Duration = Duration::from_secs(120);
 
 /// What the receiver answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,12 +137,7 @@ async fn transmit(net: &Net, peer: &Arc<Peer>, vote: RaftVote, checkpoint: Check
     offered.map_err(|error| unreachable(error.to_string()))?;
     match in_time(net, answer(&mut receiving)).await.map_err(unreachable)? {
         Answer::Go => {}
-        Answer::Installed(installed) => {
-            if installed == Installed::Busy {
-                tokio::time::sleep(BUSY_PAUSE).await;
-            }
-            return conclude(peer, installed);
-        }
+        Answer::Installed(installed) => return conclude(peer, installed).await,
     }
     let export = export(net, checkpoint).await?;
     // A leader that has been deposed may have applied what a later one committed: that is not its to send, and the
@@ -146,12 +146,12 @@ async fn transmit(net: &Net, peer: &Arc<Peer>, vote: RaftVote, checkpoint: Check
         return Err(SendError::Deposed);
     }
     if let Some(installed) = stream(net, &sending, &mut receiving, export).await? {
-        return conclude(peer, installed);
+        return conclude(peer, installed).await;
     }
     // That nothing more comes is how the receiver knows that the stream is whole; its checksums say so, too.
     drop(sending);
     match in_time(net, answer(&mut receiving)).await.map_err(unreachable)? {
-        Answer::Installed(installed) => conclude(peer, installed),
+        Answer::Installed(installed) => conclude(peer, installed).await,
         Answer::Go => Err(unreachable("it asks for the snapshot twice".to_owned())),
     }
 }
@@ -164,12 +164,15 @@ async fn in_time(net: &Net, answer: impl Future<Output = Result<Answer, String>>
     answered.unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))
 }
 
-fn conclude(peer: &Peer, installed: Installed) -> Result<RaftVote, SendError> {
-    match installed {
-        Installed::Vote(vote) => Ok(vote),
-        Installed::Busy => Err(SendError::Refused { peer: peer.id, reason: "it is receiving another one".to_owned() }),
-        Installed::Failed(reason) => Err(SendError::Refused { peer: peer.id, reason }),
-    }
+/// What came of it. Consensus tries again at once what was refused, so that takes a while.
+async fn conclude(peer: &Peer, installed: Installed) -> Result<RaftVote, SendError> {
+    let (pause, reason) = match installed {
+        Installed::Vote(vote) => return Ok(vote),
+        Installed::Busy => (BUSY_PAUSE, "it is receiving another one".to_owned()),
+        Installed::Failed(reason) => (FAILED_PAUSE, reason),
+    };
+    tokio::time::sleep(pause).await;
+    Err(SendError::Refused { peer: peer.id, reason })
 }
 
 /// An export of the state, which is deleted when it has been sent.
@@ -196,9 +199,15 @@ async fn stream(
     let (pieces, mut queue) = mpsc::channel(PIECES_AHEAD);
     let rate = net.inner.config.snapshot_rate_bytes_max;
     // Ends when the queue is dropped, at the latest after the piece it is reading.
-    let mut reader = Task::spawn(background::run("tally-send", move || read_pieces(&export, &pieces)));
+    let mut reader =
+        Task::spawn(background::run("tally-send", move || read_pieces(&export, piece_bytes(rate), &pieces)));
     let mut pace = Pace::new(rate);
     loop {
+        let next = async {
+            let Some(piece) = queue.recv().await else { return Ok(false) };
+            pace.wait(piece.len() as u64).await;
+            sending.send_bytes_within(piece, STALL_MAX).await.map(|()| true)
+        };
         tokio::select! {
             biased;
             early = answer(receiving) => {
@@ -209,24 +218,31 @@ async fn stream(
                 };
                 return Err(SendError::Unreachable { peer: peer.id, reason });
             }
-            piece = queue.recv() => {
-                let Some(piece) = piece else { break };
-                pace.wait(piece.len() as u64).await;
-                let sent = sending.send_bytes(piece).await;
-                sent.map_err(|error| SendError::Unreachable { peer: peer.id, reason: error.to_string() })?;
-            }
+            sent = next => match sent {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => return Err(SendError::Unreachable { peer: peer.id, reason: error.to_string() }),
+            },
         }
     }
     reader.result().await.map_err(|_| ReplicationClosed::new("the runtime is stopping"))???;
     Ok(None)
 }
 
-fn read_pieces(export: &OwnedExport, pieces: &mpsc::Sender<Bytes>) -> Result<(), ExportError> {
+/// At a low rate pieces are small: who receives has to see that something comes.
+fn piece_bytes(bytes_per_second: u64) -> usize {
+    match usize::try_from(bytes_per_second) {
+        Ok(0) | Err(_) => PIECE_BYTES,
+        Ok(rate) => rate.min(PIECE_BYTES),
+    }
+}
+
+fn read_pieces(export: &OwnedExport, piece_bytes: usize, pieces: &mpsc::Sender<Bytes>) -> Result<(), ExportError> {
     let mut reader = export.export().reader();
     let mut offset = 0;
     loop {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        let read = (&mut reader).take(PIECE_BYTES as u64).read_to_end(&mut piece);
+        let mut piece = Vec::with_capacity(piece_bytes);
+        let read = (&mut reader).take(piece_bytes as u64).read_to_end(&mut piece);
         let read = read.map_err(|source: io::Error| ExportError::Transport { offset, source })?;
         offset += read as u64;
         // If nobody wants it, the one who did knows why.
@@ -299,5 +315,16 @@ impl Pace {
         let due = Duration::from_secs_f64(self.bytes as f64 / self.bytes_per_second as f64);
         self.bytes += bytes;
         tokio::time::sleep_until((self.began + due).into()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PIECE_BYTES, piece_bytes};
+
+    #[test]
+    fn something_is_sent_every_second_at_any_rate() {
+        assert_eq!([0, 1, 1_000].map(piece_bytes), [PIECE_BYTES, 1, 1_000]);
+        assert_eq!([1 << 20, u64::MAX].map(piece_bytes), [PIECE_BYTES; 2]);
     }
 }

@@ -19,7 +19,7 @@ use super::net::Net;
 use super::observer::NetworkEvent;
 use super::outgoing::Task;
 use super::serve::Served;
-use super::snapshot::{Installed, put_installed};
+use super::snapshot::{Installed, STALL_MAX, put_installed};
 use crate::background;
 use crate::codec::{CodecError, decode_in_force};
 use crate::snapshot::{Checkpoint, InstallError, OwnedExport, Prepared, Received, incoming_dir};
@@ -27,9 +27,6 @@ use crate::types::{RaftVote, Snapshot, SnapshotMeta, log_id};
 
 /// Pieces of the stream that have come and are not written yet.
 const PIECES_AHEAD: usize = 4;
-/// Without any byte of the stream for so long, the sender is given up; the first may take as long as an export of its whole
-/// store.
-const IDLE_MAX: Duration = Duration::from_secs(120);
 
 /// Why a snapshot was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +112,8 @@ async fn receive(served: Served, vote: RaftVote) -> Result<RaftVote, ReceiveErro
     let receive = move || Export::receive(&mut Pieces { queue, piece: Bytes::new() }, &dir).map(OwnedExport::new);
     let mut writing = Task::spawn(background::run("tally-receive", receive));
     let (rest, mut body) = inbound.into_raw();
-    let first = net.inner.config.install_timeout.max(IDLE_MAX);
+    // The first byte may take as long as an export of the whole store there.
+    let first = net.inner.config.install_timeout.max(STALL_MAX);
     let fed = feed(rest, &mut body, &pieces, first, |bytes| peer.heard(bytes)).await;
     drop(pieces);
     let written = writing.result().await.map_err(|_| ReceiveError::Stopping)??;
@@ -163,7 +161,7 @@ async fn feed(
     let (mut piece, mut patience) = (Some(rest), first);
     loop {
         if let Some(piece) = piece.take().filter(|piece| !piece.is_empty()) {
-            patience = IDLE_MAX;
+            patience = STALL_MAX;
             heard(piece.len() as u64);
             if pieces.send(piece).await.is_err() {
                 // The writer has found the end, or something wrong: it says which.

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crc::{CRC_32_ISCSI, Crc};
 use tally_backend::Applied;
@@ -64,8 +65,17 @@ fn encode(applied: &Applied) -> Vec<u8> {
     out
 }
 
+/// Held while a mark is changed: a purge ends on another thread than that which installs, and must not take the next
+/// snapshot's mark for the one it has looked at.
+static CHANGING: Mutex<()> = Mutex::new(());
+
+fn changing() -> MutexGuard<'static, ()> {
+    CHANGING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Marks, durably, that the store is about to jump to this position.
 pub(super) fn mark_install(store: &Path, applied: &Applied) -> Result<(), MarkError> {
+    let _turn = changing();
     let path = path_of(store);
     let unfinished = path.with_extension("unfinished");
     let written = File::create(&unfinished).and_then(|mut file| {
@@ -112,6 +122,7 @@ pub(crate) fn finish_install(
 
 /// The log is durably behind `index`: the mark of a snapshot that does not reach farther has served.
 pub(crate) fn unmark_install(store: &Path, index: u64) -> Result<(), MarkError> {
+    let _turn = changing();
     let path = path_of(store);
     let found = match fs::read(&path) {
         Ok(found) => found,

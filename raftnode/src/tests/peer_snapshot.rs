@@ -111,6 +111,17 @@ async fn a_snapshot_may_take_longer_than_any_answer() {
     assert!(began.elapsed() > Duration::from_secs(2), "the stream was too small for this test");
 }
 
+/// Its disk may take longer for one fsync than an answer may take; to begin again would cost more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_takes_nothing_for_a_while_is_waited_for() {
+    let impatient = |_: &mut Config, limits: &mut NetConfig| limits.write_timeout = Duration::from_millis(1);
+    let (one, two) = (member_with(1, impatient).await, member(2).await);
+    // More than is on its way at once, so that the sender has to wait for the other's disk.
+    let (_dir, backend, root) = filled(10_000, 4_096);
+    assert_eq!(send(&one, &two, snapshot(&backend), VOTE()).await.unwrap(), VOTE());
+    assert_eq!(two.live.load().reads.applied().root, root);
+}
+
 /// What a state that was received costs, and its place on the disk, must not keep a cluster without a leader.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_votes_while_a_snapshot_is_made_ready() {

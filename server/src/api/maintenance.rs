@@ -105,7 +105,7 @@ pub(crate) async fn move_leader(state: &State, message: TransferMessage) -> Resu
         state.lessor.note_all().await;
         state.node.transfer_leader(target).await.map_err(|error| match error {
             TransferError::NotLeader => ApiError::NotLeader,
-            TransferError::BadTarget { .. } => ApiError::BadTransferee,
+            TransferError::BadTarget { .. } | TransferError::Unheard { .. } => ApiError::BadTransferee,
             TransferError::TimedOut { .. } => ApiError::TransferTimedOut,
             TransferError::Stopped => ApiError::Stopped(Effect::Unknown),
         })?;

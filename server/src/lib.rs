@@ -9,7 +9,7 @@
 //!              │ grpc   │ wire: JSON in and out    ▲
 //!              │        └─▶ reads: views of tally-mvcc, no lock, no queue
 //!              ├─▶ health, metrics                 │
-//!              └─  app: starts and stops all ──▶ jobs: compactor, sweeper, sizes
+//!              └─  app: starts and stops all ──▶ jobs: compactor, sweeper, lessor, sizes
 //! ```
 //!
 //! **Invariant**: nothing is acknowledged before its outcome has come back through the log.

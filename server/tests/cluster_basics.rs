@@ -161,8 +161,7 @@ fn writes_go_on_when_the_leader_is_killed() {
             scope.spawn(|| write_on(&cluster, *at, &stop, &acknowledged));
         }
         eventually("some writes", || (acknowledged.load(Ordering::Relaxed) > 20).then_some(()));
-        let killed = std::process::Command::new("kill").arg("-KILL").arg(pid.to_string()).status().unwrap();
-        assert!(killed.success());
+        common::signal(pid, "KILL");
         let before = acknowledged.load(Ordering::Relaxed);
         eventually("writes under the next leader", || {
             (acknowledged.load(Ordering::Relaxed) > before + 200).then_some(())

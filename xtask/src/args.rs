@@ -68,10 +68,10 @@ impl Args {
         self.switches.iter().any(|known| known == name)
     }
 
-    /// Whether the words after `--` set this flag.
+    /// Whether the words after `--` set this flag, with two dashes or, as the server takes it too, with one.
     pub(crate) fn passes(&self, flag: &str) -> bool {
-        let flags = self.rest.iter().filter_map(|word| word.strip_prefix("--"));
-        flags.into_iter().any(|word| word.split('=').next() == Some(flag))
+        let mut flags = self.rest.iter().filter_map(|word| word.strip_prefix("--").or_else(|| word.strip_prefix('-')));
+        flags.any(|word| word.split('=').next() == Some(flag))
     }
 
     /// The words after `--`.
@@ -97,6 +97,8 @@ mod tests {
         assert!(args.switch("keep"));
         assert_eq!(args.rest(), ["--name", "a"]);
         assert!(args.passes("name") && !args.passes("a") && !args.passes("nam"));
+        let args = Args::parse(words("-- -name=a"), &[], &[]).unwrap();
+        assert!(args.passes("name") && !args.passes("-name"));
     }
 
     #[test]

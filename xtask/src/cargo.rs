@@ -1,12 +1,17 @@
 //! The workspace as cargo sees it: its root, its target directory, its packages, and cargo commands run inside it.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::run;
+
+/// Asks for the workspace's packages and directories.
+const METADATA: [&str; 4] = ["metadata", "--no-deps", "--format-version", "1"];
 
 /// The repository's root directory: that of the `cargo xtask` that runs this. What was compiled in may be another checkout's
 /// if the two share a target directory.
@@ -15,12 +20,33 @@ pub(crate) fn root() -> PathBuf {
     here.parent().map_or_else(|| here.clone(), Path::to_path_buf)
 }
 
-/// Where cargo puts what it builds.
+/// Where cargo puts what it builds. It is asked, once, because several variables and configuration files have a say in
+/// that.
 pub(crate) fn target_dir() -> PathBuf {
-    match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(dir) => root().join(dir),
-        None => root().join("target"),
-    }
+    static TARGET_DIR: OnceLock<PathBuf> = OnceLock::new();
+    TARGET_DIR.get_or_init(|| told_target_dir().unwrap_or_else(usual_target_dir)).clone()
+}
+
+/// What cargo says, if it says anything.
+fn told_target_dir() -> Option<PathBuf> {
+    // Not by `cargo` below, which needs to know the answer.
+    let text = run::captured(Command::new(program()).args(METADATA).current_dir(root())).ok()?;
+    parse_target_dir(&text)
+}
+
+fn parse_target_dir(text: &str) -> Option<PathBuf> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    value["target_directory"].as_str().map(PathBuf::from)
+}
+
+/// Where it is if nobody has configured anything.
+fn usual_target_dir() -> PathBuf {
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// The cargo that runs this, or the one on PATH.
+fn program() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
 /// Where tools and test peers are kept between runs: `$XDG_CACHE_HOME/tally` or `$HOME/.cache/tally`.
@@ -36,7 +62,7 @@ pub(crate) fn cache_dir() -> PathBuf {
 /// because some build scripts watch their environment: a build started here and one started by hand must be the same
 /// build, or RocksDB would be compiled twice.
 pub(crate) fn cargo(args: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = Command::new(program());
     command.args(args).current_dir(root());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -61,7 +87,13 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 pub(crate) fn build_server() -> Result<PathBuf> {
     run::visibly(&mut cargo(&["build", "--release", "-p", "tally-server"]))?;
     let binary = target_dir().join("release/tally");
-    if binary.is_file() { Ok(binary) } else { Err(Error::Missing(format!("no binary at {}", binary.display()))) }
+    if binary.is_file() {
+        return Ok(binary);
+    }
+    Err(Error::Missing(format!(
+        "no binary at {} after the build; if cargo's configuration sets build.target, it is elsewhere: unset that",
+        binary.display()
+    )))
 }
 
 /// One dependency as a manifest names it.
@@ -85,7 +117,7 @@ pub(crate) struct Package {
 
 /// The packages of the workspace.
 pub(crate) fn packages() -> Result<Vec<Package>> {
-    let text = run::captured(&mut cargo(&["metadata", "--no-deps", "--format-version", "1"]))?;
+    let text = run::captured(&mut cargo(&METADATA))?;
     parse_metadata(&text)
 }
 
@@ -127,7 +159,8 @@ fn parse_package(package: &Value) -> Option<Package> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::parse_metadata;
+    use super::{parse_metadata, parse_target_dir};
+    use std::path::PathBuf;
 
     #[test]
     fn metadata_is_read() {
@@ -142,5 +175,13 @@ mod tests {
         let kinds: Vec<_> = packages[0].dependencies.iter().map(|found| (&*found.name, &*found.kind)).collect();
         assert_eq!(kinds, [("crc", "normal"), ("proptest", "dev")]);
         assert!(parse_metadata("{}").is_err());
+    }
+
+    #[test]
+    fn the_target_directory_is_read() {
+        let text = r#"{"packages":[],"target_directory":"/elsewhere/target","version":1}"#;
+        assert_eq!(parse_target_dir(text), Some(PathBuf::from("/elsewhere/target")));
+        assert_eq!(parse_target_dir("{}"), None);
+        assert_eq!(parse_target_dir("error: no such command"), None);
     }
 }

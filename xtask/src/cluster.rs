@@ -6,10 +6,10 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -19,7 +19,7 @@ use crate::args::Args;
 use crate::error::{Error, Result};
 use crate::http::Client;
 use crate::node::{Kind, Plan};
-use crate::{api, bench, group, run};
+use crate::{api, bench, group, ports, run};
 
 /// The options of this command.
 pub(crate) const OPTIONS: &[&str] = &["nodes", "dir", "tally"];
@@ -90,11 +90,7 @@ fn addresses(index: usize) -> (SocketAddr, SocketAddr) {
 
 /// Refuses to begin where something else listens; better now than after a long build.
 fn check_free(addresses: &[(SocketAddr, SocketAddr)], dir: &Path) -> Result<()> {
-    let all = addresses.iter().flat_map(|(client, peer)| [client, peer]);
-    let taken: Vec<String> = all
-        .filter(|address| TcpListener::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse))
-        .map(SocketAddr::to_string)
-        .collect();
+    let taken = ports::taken(addresses.iter().flat_map(|(client, peer)| [*client, *peer]));
     if taken.is_empty() {
         return Ok(());
     }
@@ -248,7 +244,7 @@ impl Cluster {
     fn stop(mut self, interrupted: &AtomicBool) -> Result<()> {
         self.screen.say("stopping; once more Ctrl-C kills");
         for child in self.members.iter().filter_map(|member| member.child.as_ref()) {
-            run::captured(Command::new("kill").args(["-TERM", &child.id().to_string()]))?;
+            run::signal(child.id(), "TERM")?;
         }
         let begun = Instant::now();
         let mut odd = Vec::new();

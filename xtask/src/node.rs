@@ -212,7 +212,7 @@ impl Node {
 
     /// SIGTERM; the server is still at work when this returns.
     pub(crate) fn terminate(&mut self) -> Result<()> {
-        run::captured(Command::new("kill").args(["-TERM", &self.pid().to_string()])).map(|_| ())
+        run::signal(self.pid(), "TERM")
     }
 
     /// Waits until a server that was told to stop has ended, which it must with status 0.

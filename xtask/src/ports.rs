@@ -1,6 +1,7 @@
 //! Ports for servers that are started more than once: free now, and not such as the kernel hands out meanwhile.
 
 use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::SystemTime;
 
@@ -44,6 +45,13 @@ pub(crate) fn free_pairs(count: usize) -> Result<Vec<(SocketAddr, SocketAddr)>> 
         return Err(Error::Missing(format!("no {} ports between {LOWEST} and {highest} are free", count * 2)));
     }
     Ok(found.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+}
+
+/// Those of the addresses on which something listens already.
+pub(crate) fn taken(addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<String> {
+    let is_taken =
+        |address: &SocketAddr| TcpListener::bind(*address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    addresses.into_iter().filter(is_taken).map(|address| address.to_string()).collect()
 }
 
 /// The first port above those that may be used.

@@ -36,8 +36,12 @@ fn missing_packages() -> Vec<&'static str> {
     missing
 }
 
+/// Whether there is a libclang that can read headers. Who says where it is, or what else it is to read, is believed.
 fn libclang_found() -> bool {
-    let mut dirs: Vec<PathBuf> = std::env::var_os("LIBCLANG_PATH").map(PathBuf::from).into_iter().collect();
+    if std::env::var_os("LIBCLANG_PATH").is_some_and(|dir| has_libclang(&[PathBuf::from(dir)])) {
+        return true;
+    }
+    let mut dirs: Vec<PathBuf> = Vec::new();
     for parent in ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib"] {
         dirs.push(parent.into());
         // One level down: multi-arch directories, and /usr/lib/llvm-*/lib.
@@ -45,6 +49,10 @@ fn libclang_found() -> bool {
             dirs.extend([entry.path(), entry.path().join("lib")]);
         }
     }
+    has_libclang(&dirs) && (has_clang_headers(&dirs) || std::env::var_os("BINDGEN_EXTRA_CLANG_ARGS").is_some())
+}
+
+fn has_libclang(dirs: &[PathBuf]) -> bool {
     let is_libclang = |name: &str| {
         (name.starts_with("libclang.so") || name.starts_with("libclang-"))
             && name.contains(".so")
@@ -53,6 +61,14 @@ fn libclang_found() -> bool {
     dirs.iter()
         .flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten())
         .any(|entry| entry.file_name().to_str().is_some_and(is_libclang))
+}
+
+/// Whether clang's own headers are there. Debian's libclang1, which other packages bring along, comes without them: it can
+/// be loaded, and then does not find `stddef.h`.
+fn has_clang_headers(dirs: &[PathBuf]) -> bool {
+    dirs.iter()
+        .flat_map(|dir| fs::read_dir(dir.join("clang")).into_iter().flatten().flatten())
+        .any(|version| version.path().join("include/stddef.h").is_file())
 }
 
 /// Installs Debian packages with apt-get if this user may, else says what to type.
@@ -125,7 +141,25 @@ fn is_root() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_package_list;
+    #![allow(clippy::unwrap_used)]
+
+    use super::{has_clang_headers, has_libclang, is_package_list};
+    use std::fs;
+
+    #[test]
+    fn a_libclang_without_headers_is_known() {
+        let dir = std::env::temp_dir().join(format!("tally-xtask-libclang-{}", std::process::id()));
+        let headers = dir.join("clang/14/include");
+        fs::create_dir_all(&headers).unwrap();
+        let dirs = [dir.clone()];
+        fs::write(dir.join("libclang-cpp.so.14"), "").unwrap();
+        assert!(!has_libclang(&dirs));
+        fs::write(dir.join("libclang-14.so.1"), "").unwrap();
+        assert!(has_libclang(&dirs) && !has_clang_headers(&dirs));
+        fs::write(headers.join("stddef.h"), "").unwrap();
+        assert!(has_clang_headers(&dirs));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn package_lists_are_known_by_name() {

@@ -106,6 +106,12 @@ pub(crate) fn bounded(command: &mut Command, limit: Duration) -> Result<()> {
     }
 }
 
+/// Sends a process a signal, such as `TERM`. The shell does it, which has a `kill` of its own: the program of that name
+/// comes with procps, and small images have none.
+pub(crate) fn signal(pid: u32, name: &str) -> Result<()> {
+    captured(Command::new("sh").args(["-c", &format!("kill -{name} {pid}")])).map(|_| ())
+}
+
 /// The first program of that name on PATH.
 pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -114,4 +120,23 @@ pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
 
 fn start(command: &Command, source: std::io::Error) -> Error {
     Error::Start { program: command.get_program().to_string_lossy().into_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::signal;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    #[test]
+    fn signals_arrive_and_those_that_do_not_are_errors() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let error = signal(child.id(), "NOSUCH").unwrap_err().to_string();
+        assert!(error.contains("kill -NOSUCH"), "{error}");
+        assert!(child.try_wait().unwrap().is_none());
+        signal(child.id(), "TERM").unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(15));
+    }
 }

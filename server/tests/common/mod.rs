@@ -148,6 +148,13 @@ impl Launch {
     }
 }
 
+/// Sends a process a signal, such as `TERM`. The shell does it, which has a `kill` of its own: not every system has a
+/// program of that name.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap();
+    assert!(status.success(), "SIG{name} to process {pid}: {status}");
+}
+
 /// A field of a JSON log line.
 pub fn field(line: &str, name: &str) -> String {
     let line: Value = serde_json::from_str(line).unwrap();
@@ -220,8 +227,7 @@ impl Tally {
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
-        assert!(status.success());
+        signal(self.pid(), name);
     }
 
     pub fn wait(&mut self) -> ExitStatus {

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use crate::common::cluster::Cluster;
+use crate::common::signal;
 
 /// Numbers after these depend on time, on how often somebody was elected, on the store's form or on the version.
 const NUMBERS: &[&str] = &[
@@ -219,8 +220,7 @@ impl Running {
 
     /// Ends it as Ctrl-C does.
     pub(crate) fn interrupt(mut self) {
-        let status = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        signal(self.child.id(), "INT");
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "`{}` does not end at Ctrl-C; is SIGINT ignored here?", self.line);

@@ -172,7 +172,7 @@ impl Fleet {
     pub(crate) fn pause(&mut self, slot: usize) -> Result<()> {
         self.alive(slot)?;
         if self.servers[slot].child.is_some() && !self.servers[slot].paused {
-            self.signal(slot, "-STOP")?;
+            self.signal(slot, "STOP")?;
             self.servers[slot].paused = true;
         }
         Ok(())
@@ -181,7 +181,7 @@ impl Fleet {
     /// SIGCONT, if it is paused.
     pub(crate) fn resume(&mut self, slot: usize) -> Result<()> {
         if self.servers[slot].child.is_some() && self.servers[slot].paused {
-            self.signal(slot, "-CONT")?;
+            self.signal(slot, "CONT")?;
         }
         self.servers[slot].paused = false;
         Ok(())
@@ -191,7 +191,7 @@ impl Fleet {
     pub(crate) fn terminate(&mut self, slot: usize) -> Result<()> {
         self.resume(slot)?;
         self.alive(slot)?;
-        self.signal(slot, "-TERM")?;
+        self.signal(slot, "TERM")?;
         let status = self.wait_end(slot)?;
         // etcd re-raises the signal once it has shut down.
         match status {
@@ -277,7 +277,7 @@ impl Fleet {
 
     fn signal(&self, slot: usize, signal: &str) -> Result<()> {
         let Some(child) = &self.servers[slot].child else { return Ok(()) };
-        run::captured(Command::new("kill").args([signal, &child.id().to_string()])).map(|_| ())
+        run::signal(child.id(), signal)
     }
 
     /// An error with the last words of a server.

@@ -114,6 +114,7 @@ pub(crate) fn run(args: &Args, clock: u64) -> Result<()> {
         fs::remove_dir_all(&setup.dir).map_err(Error::file("remove", &setup.dir))?;
     }
     println!("\n{}", totals.section());
+    totals.check()?;
     if let Some(out) = args.text("out") {
         let out = cargo::root().join(out);
         totals.write(&out)?;

@@ -90,6 +90,8 @@ pub(crate) fn list() {
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     pub(crate) faults: BTreeMap<&'static str, u64>,
+    /// Faults that had no effect: a leader that was not moved, say.
+    pub(crate) vain: BTreeMap<&'static str, u64>,
     /// The longest time from healing until every node answered.
     pub(crate) recovery_max: Duration,
 }
@@ -135,9 +137,10 @@ impl<'run> Nemesis<'run> {
             let Some(fault) = self.draw() else { continue };
             let acknowledged = self.shared.acknowledged.load(Ordering::Relaxed);
             println!("  {:>6.1} s  {}", begun.elapsed().as_secs_f64(), describe(fault));
-            self.inflict(fault).map_err(|error| during(fault, error))?;
+            let had_effect = self.inflict(fault).map_err(|error| during(fault, error))?;
             self.recover(acknowledged).map_err(|error| during(fault, error))?;
-            *self.done.faults.entry(describe(fault)).or_default() += 1;
+            let counted = if had_effect { &mut self.done.faults } else { &mut self.done.vain };
+            *counted.entry(describe(fault)).or_default() += 1;
         }
         Ok(self.done)
     }
@@ -168,13 +171,14 @@ impl<'run> Nemesis<'run> {
         self.fleet.all_alive()
     }
 
-    fn inflict(&mut self, fault: Fault) -> Result<()> {
+    /// Does it. False if it had no effect.
+    fn inflict(&mut self, fault: Fault) -> Result<bool> {
         let members = self.fleet.members();
         let any = self.one_of(&members);
         let leader = self.fleet.leader().unwrap_or(any);
         let follower = self.other_than(leader);
         let (all_from, all_to) = (|slot| pairs(&[slot], &members), |slot| pairs(&members, &[slot]));
-        match fault {
+        let done = match fault {
             Fault::Kill => self.kill(&[any]),
             Fault::KillLeader => self.kill(&[leader]),
             Fault::KillMinority => self.kill(&[leader, follower]),
@@ -200,14 +204,15 @@ impl<'run> Nemesis<'run> {
             }
             Fault::Transfer => {
                 // A refusal (nobody leads at the moment, the target is behind) is an answer as well.
-                let _ = self.fleet.transfer(leader, follower);
-                self.calm(100, 500)
+                let moved = self.fleet.transfer(leader, follower).is_ok();
+                return self.calm(100, 500).map(|()| moved);
             }
             Fault::Replace => self.replace(any, leader),
             Fault::ReplaceLeader => self.replace(leader, leader),
-            Fault::Grow => self.grow(leader),
-            Fault::Away => self.away(any),
-        }
+            Fault::Grow => return self.grow(leader),
+            Fault::Away => return self.away(any),
+        };
+        done.map(|()| true)
     }
 
     fn kill(&mut self, slots: &[usize]) -> Result<()> {
@@ -231,8 +236,8 @@ impl<'run> Nemesis<'run> {
     }
 
     /// So long that what it misses is no longer in anybody's log, and it needs a snapshot.
-    fn away(&mut self, slot: usize) -> Result<()> {
-        let before = self.fleet.status(slot).map_or(0, |status| status.applied);
+    fn away(&mut self, slot: usize) -> Result<bool> {
+        let before = self.fleet.status(slot).map_or(u64::MAX, |status| status.applied);
         self.fleet.kill(slot)?;
         self.shared.flood.store(true, Ordering::Relaxed);
         let begun = Instant::now();
@@ -243,7 +248,7 @@ impl<'run> Nemesis<'run> {
             let others: Vec<usize> = self.fleet.members().into_iter().filter(|other| *other != slot).collect();
             let cut = others.iter().all(|other| self.fleet.purged(*other).is_some_and(|purged| purged > before));
             if cut || begun.elapsed() > AWAY_MAX {
-                break Ok(());
+                break Ok(cut);
             }
         };
         self.shared.flood.store(false, Ordering::Relaxed);
@@ -319,15 +324,16 @@ impl<'run> Nemesis<'run> {
         self.join(via, slot, cluster, learner)
     }
 
-    fn grow(&mut self, via: usize) -> Result<()> {
+    fn grow(&mut self, via: usize) -> Result<bool> {
         self.fleet.settle()?;
-        let Some(slot) = self.fleet.spare() else { return Ok(()) };
+        let Some(slot) = self.fleet.spare() else { return Ok(false) };
         let cluster = self.fleet.add(via, slot, true)?;
         self.join(via, slot, cluster, true)?;
         self.calm(200, 1500)?;
         self.fleet.settle()?;
         // It may be the leader by now; either way it goes.
-        self.fleet.remove(via, slot)
+        self.fleet.remove(via, slot)?;
+        Ok(true)
     }
 
     fn join(&mut self, via: usize, slot: usize, cluster: String, learner: bool) -> Result<()> {
@@ -372,7 +378,7 @@ fn pairs(from: &[usize], to: &[usize]) -> Vec<(usize, usize)> {
     all.filter(|(from, to)| from != to).collect()
 }
 
-fn describe(fault: Fault) -> &'static str {
+pub(crate) fn describe(fault: Fault) -> &'static str {
     FAULTS.iter().find(|(known, ..)| *known == fault).map_or("?", |(_, _, name, ..)| name)
 }
 

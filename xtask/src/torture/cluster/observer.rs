@@ -40,10 +40,12 @@ pub(crate) struct Seen {
     pub(crate) counters: BTreeMap<&'static str, u64>,
 }
 
+pub(crate) const SNAPSHOTS_RECEIVED: &str = "snapshots received";
+
 /// The counters that are read: a name for people, the metric, and whether it is a gauge whose rises are counted.
 const COUNTERS: [(&str, &str, bool); 3] = [
     ("snapshots sent", "etcd_network_snapshot_send_success", false),
-    ("snapshots received", "etcd_network_snapshot_receive_success", false),
+    (SNAPSHOTS_RECEIVED, "etcd_network_snapshot_receive_success", false),
     ("log cuts", "tally_log_purged_index", true),
 ];
 

@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use super::audit::Audited;
 use super::crew::Recorded;
-use super::observer::Seen;
+use super::nemesis::{Fault, describe};
+use super::observer::{SNAPSHOTS_RECEIVED, Seen};
 use crate::error::{Error, Result};
 use crate::linear::leases::{Ask, LeaseOp, Told};
 use crate::linear::{Action, Op, Outcome};
+
+/// A fault that was tried so often must have had an effect.
+const VAIN_MAX: u64 = 3;
 
 /// What is said before the sections of the page.
 const HEAD: &str = "\
@@ -39,7 +43,9 @@ operation without an answer may take effect at any time, or never. A run passes 
   those who follow some without asking, and
   after a compaction those who need what is gone are cancelled, no others, and nobody else unless a node serves no watches;
 - at every applied index at which two replicas could be compared they had the same state root (every node tells the roots of its
-  last checkpoints all the time), no term had two leaders, and no applied index went back;
+  last checkpoints all the time, and at the end that of all it has applied), no term had two leaders, and no applied index went
+  back;
+- every kind of fault that was tried several times had its effect: the leader moved, the log was cut under who was away;
 - no server ended that was not told to, removed members ended by themselves with status 0, and after every fault that was healed all
   nodes answered again.
 
@@ -58,6 +64,7 @@ pub(crate) struct Totals {
     loaded: Duration,
     operations: BTreeMap<&'static str, u64>,
     faults: BTreeMap<&'static str, u64>,
+    vain: BTreeMap<&'static str, u64>,
     failures: BTreeMap<String, u64>,
     counters: BTreeMap<&'static str, u64>,
     elections: u64,
@@ -98,6 +105,7 @@ impl Totals {
             self.answers += watch.answers;
         }
         done.faults.iter().for_each(|(name, count)| *self.faults.entry(name).or_default() += count);
+        done.vain.iter().for_each(|(name, count)| *self.vain.entry(name).or_default() += count);
         seen.counters.iter().for_each(|(name, count)| *self.counters.entry(name).or_default() += count);
         self.elections += seen.elections();
         self.comparisons += seen.comparisons;
@@ -134,6 +142,21 @@ impl Totals {
     /// Adds what requests failed with.
     pub(crate) fn add_failures(&mut self, failures: &BTreeMap<String, u64>) {
         failures.iter().for_each(|(why, count)| *self.failures.entry(why.clone()).or_default() += count);
+    }
+
+    /// Whether what was tried was there at all: what never had an effect has shown nothing.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (fault, tried) in &self.vain {
+            if *tried >= VAIN_MAX && !self.faults.contains_key(fault) {
+                return Err(Error::Check(format!("\"{fault}\" was tried {tried} times and never had an effect")));
+            }
+        }
+        let away = self.faults.get(describe(Fault::Away)).copied().unwrap_or(0);
+        let received = self.counters.get(SNAPSHOTS_RECEIVED).copied().unwrap_or(0);
+        if away >= VAIN_MAX && received == 0 {
+            return Err(Error::Check(format!("the log was cut {away} times under a node, and none got a snapshot")));
+        }
+        Ok(())
     }
 
     /// The section of these runs.
@@ -191,6 +214,7 @@ impl Totals {
         );
         out += "| fault | times |\n|---|--:|\n";
         self.faults.iter().for_each(|(name, count)| out += &format!("| {name} | {count} |\n"));
+        self.vain.iter().for_each(|(name, count)| out += &format!("| {name}: without effect | {count} |\n"));
         out += "\n| operation | times |\n|---|--:|\n";
         self.operations.iter().for_each(|(name, count)| out += &format!("| {name} | {} |\n", grouped(*count)));
         out += "\n| requests that failed while faults were active | times |\n|---|--:|\n";

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::api;
 use crate::config::{API_VERSION, Allowed, Config, Url, VERSION};
-use crate::datadir::{self, DataDirError};
+use crate::datadir::{self, DataDirError, Purpose};
 use crate::grpc::Grpc;
 use crate::health::{Health, version_routes};
 use crate::http::{BindError, Bound, Connections, Front, Http, Http2, Lanes, Limits};
@@ -395,8 +395,8 @@ impl Server {
 }
 
 fn prepare(config: &Config) -> Result<(), DataDirError> {
-    datadir::prepare(&config.data_dir)?;
-    config.wal_dir.as_deref().map_or(Ok(()), datadir::prepare)
+    datadir::prepare(&config.data_dir, Purpose::Data)?;
+    config.wal_dir.as_deref().map_or(Ok(()), |wal_dir| datadir::prepare(wal_dir, Purpose::Log))
 }
 
 /// Where the data is; whose it is is found out later.

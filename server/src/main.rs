@@ -1,5 +1,6 @@
 //! The `tally` program: a server without a subcommand, or one of the tools that look into its data.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -13,7 +14,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    // A path with other characters in it than were typed would be another path.
+    let args = match std::env::args_os().skip(1).map(OsString::into_string).collect::<Result<Vec<String>, OsString>>() {
+        Ok(args) => args,
+        Err(arg) => {
+            let _ = writeln!(std::io::stderr(), "tally: the argument {arg:?} is not UTF-8; rename what it names");
+            return ExitCode::from(USAGE);
+        }
+    };
     if args.first().is_some_and(|first| !first.starts_with('-')) {
         return subcommand(&args);
     }
@@ -29,10 +37,8 @@ fn main() -> ExitCode {
         }
         Ok(Invocation::Serve(config)) => match run(*config) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                let _ = writeln!(std::io::stderr(), "tally: {error}");
-                ExitCode::FAILURE
-            }
+            // It has said why.
+            Err(_) => ExitCode::FAILURE,
         },
     }
 }

@@ -1,7 +1,7 @@
 //! The life of the process: logging, threads, signals, and how it ends.
 
 use std::error::Error;
-use std::io;
+use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -13,8 +13,12 @@ use crate::config::{Config, LogOutput};
 use crate::http::{Lanes, raise_descriptor_limit};
 use crate::logging::{self, LogError};
 
-/// How long threads may take to end once the outcome is known; then the process is aborted.
+/// How long threads may take to end once the outcome is known; then the process ends without them.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a process that has failed may take for all of its end; then it is aborted. Longer, so that threads which merely
+/// do not end in time leave it its status.
+const ABORT_PATIENCE: Duration = Duration::from_secs(10);
+const _: () = assert!(ABORT_PATIENCE.as_secs() > EXIT_PATIENCE.as_secs());
 
 /// Threads for what may block, such as reading a large range: of home, and of each lane, of which there may be many.
 const HOME_BLOCKING_MAX: usize = 512;
@@ -59,8 +63,31 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 /// Runs a server until SIGTERM or SIGINT, or until it fails.
 ///
 /// # Errors
-/// [`RunError`]; the process must then end with a non-zero status.
+/// [`RunError`], which has been printed to standard error, in one line. The process must then end with a non-zero status;
+/// it is aborted if it does not do so soon.
 pub fn run(config: Config) -> Result<(), RunError> {
+    let log_is_seen = config.log.outputs.contains(&LogOutput::Stderr);
+    let (home, lanes) = begin(&config).inspect_err(|error| give_up(error, log_is_seen))?;
+    let handles: Vec<_> = lanes.iter().map(|lane| lane.handle().clone()).collect();
+    let mut server = None;
+    let result = home.block_on(serve(config, handles, &mut server));
+    let deadline = Instant::now() + EXIT_PATIENCE;
+    if let Err(error) = &result {
+        give_up(error, log_is_seen);
+    }
+    {
+        // Not before the reason is told: this waits for threads, and one of them may hang on a dead disk.
+        let _context = home.enter();
+        drop(server);
+    }
+    for runtime in lanes.into_iter().chain([home]) {
+        runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+    result
+}
+
+/// What is set up for the whole process: its log, and the runtimes of home and lanes.
+fn begin(config: &Config) -> Result<(Runtime, Vec<Runtime>), RunError> {
     logging::start(&config.log)?;
     abort_on_panic();
     keep_pages_small();
@@ -68,25 +95,20 @@ pub fn run(config: Config) -> Result<(), RunError> {
     for notice in &config.notices {
         tracing::warn!("{notice}");
     }
-    let log_is_seen = config.log.outputs.contains(&LogOutput::Stderr);
     let workers = config.workers();
     let home = runtime("tally-worker", workers.home, HOME_BLOCKING_MAX)?;
     let lanes = (0..workers.lanes).map(|_| runtime("tally-lane", 1, LANE_BLOCKING_MAX));
-    let lanes = lanes.collect::<io::Result<Vec<_>>>()?;
-    let handles: Vec<_> = lanes.iter().map(|lane| lane.handle().clone()).collect();
-    let result = home.block_on(serve(config, handles));
-    if let Err(error) = &result {
-        abort_unless_ended();
-        // The caller prints it; a log that goes elsewhere needs it too.
-        if !log_is_seen {
-            tracing::error!(%error, "the server ends");
-        }
+    Ok((home, lanes.collect::<io::Result<Vec<_>>>()?))
+}
+
+/// Says, once, why the process ends, and sees to it that it does, before anything is tried that could hang.
+fn give_up(error: &RunError, log_is_seen: bool) {
+    abort_unless_ended();
+    let _ = writeln!(io::stderr(), "tally: {error}");
+    // A log that goes elsewhere needs it too.
+    if !log_is_seen {
+        tracing::error!(%error, "the server ends");
     }
-    let deadline = Instant::now() + EXIT_PATIENCE;
-    for runtime in lanes.into_iter().chain([home]) {
-        runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()));
-    }
-    result
 }
 
 fn runtime(name: &str, threads: usize, blocking_max: usize) -> io::Result<Runtime> {
@@ -104,23 +126,26 @@ enum Stop {
     Removed,
 }
 
-async fn serve(config: Config, lanes: Vec<Handle>) -> Result<(), RunError> {
+/// Serves until the end. A server that cannot go on is left in `running`, for the caller to drop.
+async fn serve(config: Config, lanes: Vec<Handle>, running: &mut Option<Server>) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
-    let mut server = tokio::select! {
+    let opened = tokio::select! {
         opened = Server::open(config, Lanes::new(lanes)) => opened?,
         name = signals.next() => {
             tracing::info!(signal = name, "stopping before the start was complete");
             return Ok(());
         }
     };
+    let server = running.insert(opened);
     let (failed, removed) = (server.failed(), server.removed());
     let stop = tokio::select! {
         biased;
         fatal = failed => return Err(RunError::Fatal(fatal)),
         () = removed => Stop::Removed,
         name = signals.next() => Stop::Signal(name),
-        error = live(&mut server) => return Err(error.into()),
+        error = live(server) => return Err(error.into()),
     };
+    let Some(server) = running.take() else { return Ok(()) };
     let ending = async {
         match stop {
             Stop::Signal(name) => {
@@ -201,7 +226,7 @@ fn keep_pages_small() {
 /// A process that has failed must not live on because a thread hangs, for example on a dead disk.
 fn abort_unless_ended() {
     std::thread::spawn(|| {
-        std::thread::sleep(EXIT_PATIENCE);
+        std::thread::sleep(ABORT_PATIENCE);
         std::process::abort();
     });
 }

@@ -94,6 +94,28 @@ fn without_its_log_or_without_its_store_a_directory_is_refused_or_rebuilt() {
 }
 
 #[test]
+fn a_log_directory_that_was_forgotten_or_is_new_is_named() {
+    let root = directory();
+    let data = root.path().join("d");
+    let wal_dir = format!("--wal-dir={}", root.path().join("wal").display());
+    let tally = launch(&data).arg(&wal_dir).start();
+    tally.put("k", "v");
+    tally.stop();
+    let forgotten = launch(&data).fail();
+    assert!(forgotten.contains("--wal-dir"), "{forgotten}");
+    let other = launch(&data).arg(&format!("--wal-dir={}", root.path().join("other").display())).fail();
+    assert!(other.contains("--wal-dir"), "{other}");
+    let tally = launch(&data).arg(&wal_dir).start();
+    assert_eq!(tally.value("k").as_deref(), Some("v"));
+    tally.stop();
+
+    let file = root.path().join("file");
+    std::fs::write(&file, b"").unwrap();
+    let error = launch(&data).arg(&format!("--wal-dir={}", file.display())).fail();
+    assert!(error.contains("choose another --wal-dir"), "{error}");
+}
+
+#[test]
 fn joining_needs_somebody_to_ask_and_returning_does_not() {
     let root = directory();
     let fresh = root.path().join("fresh");

@@ -3,6 +3,10 @@
 
 mod common;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+
 use common::grpc::{block_on, pb};
 use common::{bare, directory, field, launch};
 
@@ -33,6 +37,9 @@ fn bad_command_lines_are_refused_with_status_2() {
         (&["--enable-log-rotation"], "copytruncate"),
         (&["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"], "twice"),
         (&["--pre-vote=false"], "pre-vote"),
+        (&["--listen-peer-urls=http://0.0.0.0:2380"], "--initial-advertise-peer-urls"),
+        (&["--feature-gates=SetMemberLocalAddr=true"], "ip route"),
+        (&["--feature-gates=NoSuch=true"], "NoSuch"),
         (&["--name=x", "stray"], "stray"),
         (&["--listen-client-urls=nonsense"], "nonsense"),
         (&["--config-file=/nonexistent"], "/nonexistent"),
@@ -45,6 +52,25 @@ fn bad_command_lines_are_refused_with_status_2() {
     let ended = bare().env("TALLY_ELECTION_TIMEOUT", "soon").run();
     assert_eq!(ended.status.code(), Some(2));
     assert!(ended.stderr.contains("TALLY_ELECTION_TIMEOUT"), "{}", ended.stderr);
+}
+
+#[test]
+fn arguments_that_are_not_utf8_are_refused() {
+    let path = OsStr::from_bytes(b"--data-dir=/tmp/\xff");
+    let output = Command::new(env!("CARGO_BIN_EXE_tally")).env_clear().arg(path).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("UTF-8") && stderr.contains(r"/tmp/\xFF"), "{stderr}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_told_once_with_status_1() {
+    let root = directory();
+    let file = root.path().join("no/such/directory/log");
+    let ended = launch(&root.path().join("d")).arg(&format!("--log-outputs={}", file.display())).run();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    assert!(ended.stderr.starts_with("tally: ") && ended.stderr.contains("--log-outputs"), "{}", ended.stderr);
 }
 
 #[test]

@@ -3,11 +3,15 @@
 
 mod common;
 
-use common::{bare, base64, directory, files, start};
+use std::path::Path;
+use std::process::Command;
+
+use common::cluster::eventually;
+use common::{Ended, bare, base64, directory, files, launch, start};
 use serde_json::{Value, json};
 
 /// A directory with puts, a transaction, a deletion and a compaction.
-fn used(root: &std::path::Path) -> std::path::PathBuf {
+fn used(root: &Path) -> std::path::PathBuf {
     let data = root.join("d");
     let tally = start(&data);
     for n in 0..30 {
@@ -18,6 +22,24 @@ fn used(root: &std::path::Path) -> std::path::PathBuf {
     tally.ok("/v3/kv/compaction", &json!({"revision": "20"}));
     tally.stop();
     data
+}
+
+fn check(data: &Path) -> Ended {
+    bare().arg("check").arg(&format!("--data-dir={}", data.display())).run()
+}
+
+fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    assert!(Command::new("cp").arg("-r").arg(from).arg(to).status().unwrap().success());
+}
+
+/// Both the tool and a server refuse this data, with the same reason.
+fn refused_alike(data: &Path, reason: &str) {
+    let checked = check(data);
+    assert_eq!(checked.status.code(), Some(1), "{}", checked.stdout);
+    for said in [checked.stderr, launch(data).fail()] {
+        assert!(said.contains(reason) && said.contains("rebuild this member"), "{said}");
+    }
 }
 
 #[test]
@@ -79,7 +101,7 @@ fn a_log_is_verified_and_damage_is_named() {
 fn the_state_is_that_of_the_log() {
     let root = directory();
     let data = used(root.path());
-    let check = || bare().arg("check").arg(&format!("--data-dir={}", data.display())).run();
+    let check = || check(&data);
     let ended = check();
     assert!(ended.status.success(), "{}", ended.stderr);
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -93,11 +115,73 @@ fn the_state_is_that_of_the_log() {
     assert_eq!(tally.value("key2").as_deref(), Some("v"));
     let busy = check();
     assert_eq!(busy.status.code(), Some(1));
-    assert!(busy.stderr.contains("stopped"), "{}", busy.stderr);
+    assert!(busy.stderr.contains("in use") && busy.stderr.contains("stop"), "{}", busy.stderr);
     assert_eq!(tally.put("key2", "w"), 34);
     tally.kill();
     let killed: Value = serde_json::from_str(&check().stdout).unwrap();
     assert_eq!(killed["equal"], true, "{killed}");
+}
+
+#[test]
+fn a_database_that_does_not_open_is_not_said_to_be_in_use() {
+    let root = directory();
+    let data = used(root.path());
+    std::fs::write(data.join("member/db/LIVE"), b"x").unwrap();
+    let ended = check(&data);
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stderr.contains("LIVE") && !ended.stderr.contains("stop"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_log_that_ends_before_the_state_is_refused_as_at_a_start() {
+    let root = directory();
+    let data = used(root.path());
+    let (wal, old) = (data.join("member/wal"), root.path().join("old"));
+    copy(&wal, &old);
+    let tally = start(&data);
+    tally.put("more", "v");
+    tally.stop();
+    copy(&old, &wal);
+    refused_alike(&data, "the log was replaced by an older copy");
+}
+
+#[test]
+fn where_the_log_was_purged_only_the_places_are_compared() {
+    let root = directory();
+    let data = used(root.path());
+    let (db, old) = (data.join("member/db"), root.path().join("old"));
+    copy(&db, &old);
+    let before: Value = serde_json::from_str(&check(&data).stdout).unwrap();
+    let applied = before["applied"].as_u64().unwrap();
+    let tally = launch(&data).arg("--snapshot-count=10").arg("--snapshot-catchup-entries=1").start();
+    let value = "x".repeat(1 << 20);
+    eventually("the log is purged beyond what the copy has", || {
+        tally.put("k", &value);
+        (tally.metric("tally_log_purged_index") > applied as f64).then_some(())
+    });
+    tally.stop();
+    let ended = check(&data);
+    assert!(ended.status.success(), "{}", ended.stderr);
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert!(report["equal"].is_null() && report["wal"]["purged"].is_object(), "{report}");
+    assert!(report["not_replayed_because"].as_str().unwrap().contains("purged"), "{report}");
+    copy(&old, &db);
+    refused_alike(&data, "the store was replaced by an older copy");
+}
+
+#[test]
+fn a_log_in_a_directory_of_its_own_is_named_to_the_check() {
+    let root = directory();
+    let (data, wal) = (root.path().join("d"), root.path().join("wal"));
+    let wal_dir = format!("--wal-dir={}", wal.display());
+    let tally = launch(&data).arg(&wal_dir).start();
+    tally.put("k", "v");
+    tally.stop();
+    let forgotten = check(&data);
+    assert_eq!(forgotten.status.code(), Some(1));
+    assert!(forgotten.stderr.contains("--wal-dir"), "{}", forgotten.stderr);
+    let named = bare().arg("check").arg(&format!("--data-dir={}", data.display())).arg(&wal_dir).run();
+    assert!(named.status.success(), "{}", named.stderr);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tally_apply::{AlarmAction, Command};
-use tally_mvcc::{KeyRange, Op, TxnRequest};
+use tally_mvcc::{KeyRange, Op, RangeEnd, TxnRequest};
 use tally_raftnode::{EntryView, describe_entry};
 use tally_wal::dump::{RecordType, RecordView, ScanOptions, ScannedRecord, scan};
 use tally_wal::{LogIndex, LogPosition, OpenError, RealFs, ScanError, Wal};
@@ -22,7 +22,7 @@ pub(super) struct Filter {
     pub(super) to: Option<u64>,
     /// Names of record types; all if empty.
     pub(super) types: Vec<String>,
-    /// Only commands that touch a key containing this.
+    /// Only commands that can write or delete a key containing this.
     pub(super) grep: Option<String>,
 }
 
@@ -100,19 +100,24 @@ fn content(payload: &Bytes) -> Content<'_> {
 fn touches(view: &RecordView, text: &[u8]) -> bool {
     let RecordView::Entry { payload, .. } = view else { return false };
     let Content::Command { command, .. } = content(payload) else { return false };
-    match &command {
+    command_touches(&command, text)
+}
+
+/// Whether a command can write or delete a key that contains the text. Whether it did depends on the state.
+fn command_touches(command: &Command, text: &[u8]) -> bool {
+    match command {
         Command::Put(put) => contains(&put.key, text),
         Command::DeleteRange(delete) => range_touches(&delete.range, text),
         Command::Txn(txn) => txn_touches(txn, text),
+        // They delete the keys that are attached, and do not name them.
+        Command::LeaseRevoke { .. } | Command::LeaseExpire { .. } => true,
         Command::Compact { .. }
         | Command::Alarm(_)
         | Command::SetFeatureLevel { .. }
         | Command::SetMember(_)
         | Command::RemoveMember { .. }
         | Command::LeaseGrant { .. }
-        | Command::LeaseRevoke { .. }
-        | Command::LeaseCheckpoint { .. }
-        | Command::LeaseExpire { .. } => false,
+        | Command::LeaseCheckpoint { .. } => false,
     }
 }
 
@@ -120,11 +125,17 @@ fn contains(key: &[u8], text: &[u8]) -> bool {
     text.is_empty() || key.windows(text.len()).any(|window| window == text)
 }
 
+/// Between two keys there is room for one with any text in it, as between `b` and `c` for `bfoo`; unless the end is the
+/// start and zeros, which leaves only the start and, with more than one zero, the start followed by fewer of them.
 fn range_touches(range: &KeyRange, text: &[u8]) -> bool {
-    if range.is_single() {
-        contains(range.start(), text)
-    } else {
-        range.contains(text) || contains(range.start(), text)
+    let start = range.start();
+    match range.end() {
+        RangeEnd::Single => contains(start, text),
+        RangeEnd::Unbounded => true,
+        RangeEnd::Before(end) => match end.strip_prefix(start) {
+            Some([zeros @ .., 0]) if zeros.iter().all(|byte| *byte == 0) => contains(&end[..end.len() - 1], text),
+            Some(_) | None => start < end,
+        },
     }
 }
 
@@ -338,4 +349,49 @@ fn range_json(range: &KeyRange) -> Value {
 
 fn base64(bytes: &[u8]) -> String {
     base64_simd::STANDARD.encode_to_string(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tally_mvcc::{DeleteRequest, PutRequest};
+
+    use super::*;
+
+    fn delete(key: &'static str, end: &'static str) -> DeleteRequest {
+        DeleteRequest { range: KeyRange::new(key.into(), end.into()).unwrap(), prev_kv: false }
+    }
+
+    fn deletes(key: &'static str, end: &'static str) -> bool {
+        command_touches(&Command::DeleteRange(delete(key, end)), b"foo")
+    }
+
+    #[test]
+    fn a_deletion_of_a_range_is_shown_if_the_key_may_have_been_in_it() {
+        for (key, end) in [("foo", ""), ("a foo", ""), ("b", "c"), ("foo", "fop"), ("z", "\0"), ("b", "b\0a")] {
+            assert!(deletes(key, end), "{key:?} {end:?}");
+        }
+        assert!(deletes("xfoo", "xfoo\0"));
+        // One key alone, nothing at all, and keys that can only end in zeros.
+        for (key, end) in [("b", ""), ("fo", ""), ("c", "b"), ("b", "b"), ("b", "b\0"), ("b", "b\0\0")] {
+            assert!(!deletes(key, end), "{key:?} {end:?}");
+        }
+    }
+
+    #[test]
+    fn what_ends_leases_is_shown_and_what_changes_no_key_is_not() {
+        assert!(command_touches(&Command::LeaseRevoke { id: 1 }, b"foo"));
+        assert!(command_touches(&Command::LeaseExpire { term: 1, ids: vec![1] }, b"foo"));
+        assert!(!command_touches(&Command::LeaseGrant { id: 1, ttl_s: 5 }, b"foo"));
+        assert!(!command_touches(&Command::Compact { revision: 5 }, b"foo"));
+    }
+
+    #[test]
+    fn operations_of_transactions_are_looked_at_on_both_sides() {
+        let put = |key: &'static str| Op::Put(PutRequest { key: key.into(), ..PutRequest::default() });
+        let txn = |success, failure| Command::Txn(TxnRequest { success, failure, ..TxnRequest::default() });
+        assert!(command_touches(&txn(vec![put("b")], vec![put("afoo")]), b"foo"));
+        assert!(command_touches(&txn(vec![Op::Delete(delete("b", "c"))], Vec::new()), b"foo"));
+        assert!(!command_touches(&txn(vec![put("b")], Vec::new()), b"foo"));
+    }
 }

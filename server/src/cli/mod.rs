@@ -54,15 +54,22 @@ fn command() -> Command {
                 .value_parser(["crc", "metadata", "state", "snapshot", "entry"])
                 .help("only records of these types"),
         )
-        .arg(
-            Arg::new("grep").long("grep").value_name("KEY").help("only commands that touch a key containing this text"),
-        )
+        .arg(Arg::new("grep").long("grep").value_name("TEXT").help(
+            "only commands that can write or delete a key with this text in it: also deletions of ranges with room \
+                 for one, and revocations and expiries of leases, which do not name their keys",
+        ))
         .arg(json);
     let verify = Command::new("verify").about("Check every checksum and the order of a log").arg(directory);
-    let check = Command::new("check").about("Compare the state of a stopped server with what its log says").arg(
-        Arg::new("data-dir").long("data-dir").required(true).value_name("DIR").value_parser(value_parser!(PathBuf)),
-    );
-    let check = check.arg(Arg::new("wal-dir").long("wal-dir").value_name("DIR").value_parser(value_parser!(PathBuf)));
+    let directory_flag =
+        |name: &'static str| Arg::new(name).long(name).value_name("DIR").value_parser(value_parser!(PathBuf));
+    let check = Command::new("check")
+        .about(
+            "Compare the state of a stopped server with what its log says. All data is built again from the log in a \
+             directory under $TMPDIR (/tmp if it is not set), and deleted afterwards. Where the log was purged that is \
+             left out: only the places of log and database are compared, as at a start",
+        )
+        .arg(directory_flag("data-dir").required(true).help("the server's data directory, or a copy of it"))
+        .arg(directory_flag("wal-dir").help("directory of the log, if the server was given one"));
     let wal = Command::new("wal").about("Look into a write-ahead log").subcommand_required(true);
     Command::new("tally")
         .about("Without a subcommand, a server is started: see `tally --help`")

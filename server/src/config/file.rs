@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::ConfigError;
-use super::flags::{Flag, Kind, find, nearest};
-use super::values::QUESTIONS;
+use super::flags::{Class, Flag, Kind, find, nearest};
+use super::values::{QUESTIONS, same_value};
 
 /// Largest config file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -41,7 +41,25 @@ fn parse(text: &str) -> Result<Vec<(&'static Flag, String)>, String> {
             }
         }
     }
+    agree(&found)?;
     Ok(found)
+}
+
+/// A file has no order, so an older name of a flag beside the flag itself must say the same.
+fn agree(found: &[(&'static Flag, String)]) -> Result<(), String> {
+    for (alias, value) in found {
+        let Class::Alias(target) = alias.class else { continue };
+        match found.iter().find(|(flag, _)| flag.name == target) {
+            Some((flag, other)) if !same_value(flag, value, other) => {
+                let name = alias.name;
+                return Err(format!(
+                    "{name:?} is {value} but {target:?} is {other}, and they are one flag; remove one"
+                ));
+            }
+            Some(_) | None => {}
+        }
+    }
+    Ok(())
 }
 
 /// One key. A key without a value says nothing.

@@ -60,6 +60,8 @@ const ROTATION: &str =
     "the server does not rotate its log files; it appends to them, so logrotate can do it with copytruncate";
 const REBUILD: &str = "rebuilding a cluster from one member's data is not in this version";
 const ALIKE: &str = "all members speak the same version";
+pub(super) const LOCAL_ADDRESS: &str =
+    "the system chooses the address that members are called from; set it with a route (`ip route … src`)";
 const FORMER: &str = "a flag of long ago, which etcd ignores, too";
 
 /// Every flag, in the order in which `--help` prints them.
@@ -276,7 +278,13 @@ pub(crate) const FLAGS: &[Flag] = &[
     ),
     flag("bootstrap-defrag-threshold-megabytes", Int, "0", Accept("the database compacts itself"), "accepted"),
     flag("downgrade-check-time", Duration, "5s", Accept(ALIKE), "accepted"),
-    flag("feature-gates", List, "", Accept("corruption checks and lease checkpoints are always on"), "accepted"),
+    flag(
+        "feature-gates",
+        List,
+        "",
+        Accept("what a gate switches is always on or not there; one that cannot be opened or is not known is refused"),
+        "accepted",
+    ),
     flag("force-new-cluster", Bool, "false", Later(REBUILD), "not yet"),
     flag(
         "unsafe-no-fsync",
@@ -372,13 +380,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     ),
     flag("experimental-enable-v2v3", Text, "", Refuse("the v2 API is not supported"), "refused"),
     flag("experimental-backend-bbolt-freelist-type", Text, "map", Alias("backend-bbolt-freelist-type"), "see there"),
-    flag(
-        "experimental-set-member-localaddr",
-        Bool,
-        "false",
-        Refuse("the system chooses the address that members are called from; set it with a route (`ip route … src`)"),
-        "refused",
-    ),
+    flag("experimental-set-member-localaddr", Bool, "false", Refuse(LOCAL_ADDRESS), "refused"),
     flag("cluster-active-size", Any, "", Accept(FORMER), "accepted"),
     flag("cluster-remove-delay", Any, "", Accept(FORMER), "accepted"),
     flag("cluster-sync-interval", Any, "", Accept(FORMER), "accepted"),

@@ -24,9 +24,11 @@ pub(crate) fn help() -> String {
          Usage:\n\
          \x20 tally [flags]                        start a server\n\
          \x20 tally wal dump|verify DIR            look into a write-ahead log\n\
-         \x20 tally check --data-dir DIR           compare the state of a stopped server with its log\n\n\
+         \x20 tally check --data-dir DIR           compare the state of a stopped server with its log;\n\
+         \x20                                      where that was purged, only their places\n\n\
          Each flag can also be given as TALLY_<NAME> or ETCD_<NAME> in the environment (upper case, underscores).\n\
-         The command line beats TALLY_, which beats ETCD_. With --config-file, nothing else counts.\n\nFlags:\n",
+         The command line beats TALLY_, which beats ETCD_, whether by a flag's name or by its older one.\n\
+         With --config-file, nothing else counts.\n\nFlags:\n",
     );
     for flag in FLAGS {
         let note = match flag.class {

@@ -3,6 +3,7 @@
 mod duration;
 mod file;
 mod flags;
+mod gates;
 mod help;
 mod url;
 mod validate;
@@ -236,7 +237,7 @@ pub struct Config {
     pub max_txn_ops: usize,
     /// HTTP/2 streams per connection.
     pub max_concurrent_streams: u32,
-    /// Time between HTTP/2 pings; zero for none.
+    /// Time between HTTP/2 pings to an idle client. Never zero: a zero for it or for the next means defaults for both.
     pub http2_ping_interval: Duration,
     /// Time to answer an HTTP/2 ping.
     pub http2_ping_timeout: Duration,

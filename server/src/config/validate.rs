@@ -26,8 +26,10 @@ const REVISION_CHECK_MS: u64 = 5 * 60 * 1000;
 const PEER_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 
 const INITIAL_CLUSTER: &str = "initial-cluster";
+const ADVERTISE_PEER: &str = "initial-advertise-peer-urls";
 /// The flags that a member's ids are derived from.
-const IDENTITY_FLAGS: [&str; 3] = [INITIAL_CLUSTER, "initial-cluster-token", "initial-advertise-peer-urls"];
+const IDENTITY_FLAGS: [&str; 3] = [INITIAL_CLUSTER, "initial-cluster-token", ADVERTISE_PEER];
+const NOBODY_REACHES: &str = "which no other member can reach";
 
 fn invalid(name: &'static str, why: impl Into<String>) -> ConfigError {
     ConfigError::Invalid { name, why: why.into() }
@@ -134,10 +136,15 @@ fn advertise(values: &Values, name: &'static str, listened: &[Url]) -> Result<Ve
     Ok(if urls.is_empty() { listened.to_vec() } else { urls })
 }
 
+/// An address to listen on that is told to others means each one's own machine to them.
+fn everywhere(urls: &[Url]) -> Option<&Url> {
+    urls.iter().find(|url| url.is_unspecified())
+}
+
 /// Clients elsewhere would take an address that means "all of mine" for their own machine's.
 fn advertised(values: &Values, urls: &[Url]) -> Result<(), ConfigError> {
     const FLAG: &str = "advertise-client-urls";
-    match urls.iter().find(|url| url.is_unspecified()).filter(|_| !values.is_given(FLAG)) {
+    match everywhere(urls).filter(|_| !values.is_given(FLAG)) {
         Some(url) => Err(invalid(
             FLAG,
             format!("is required when --listen-client-urls is {url}, which no client elsewhere can reach"),
@@ -165,6 +172,10 @@ fn initial_cluster(values: &Values) -> Result<Option<Vec<InitialMember>>, Config
     for member in &mut members {
         member.peer_urls.sort();
         reachable(FLAG, &member.peer_urls)?;
+        if let Some(url) = everywhere(&member.peer_urls) {
+            let advice = format!("write an address of its own there, and in its --{ADVERTISE_PEER}");
+            return Err(invalid(FLAG, format!("{} has {url} there, {NOBODY_REACHES}; {advice}", member.name)));
+        }
     }
     let mut all: Vec<&Url> = members.iter().flat_map(|member| &member.peer_urls).collect();
     all.sort();
@@ -182,11 +193,15 @@ fn advertise_peer_urls(
     members: Option<&[InitialMember]>,
     listened: &[Url],
 ) -> Result<Vec<Url>, ConfigError> {
-    const FLAG: &str = "initial-advertise-peer-urls";
+    const FLAG: &str = ADVERTISE_PEER;
     let Some(members) = members else {
         let urls = advertise(values, FLAG, listened)?;
         reachable(FLAG, &urls)?;
-        return Ok(urls);
+        return match everywhere(&urls) {
+            Some(url) if values.is_given(FLAG) => Err(invalid(FLAG, format!("{url} is an address {NOBODY_REACHES}"))),
+            Some(url) => Err(invalid(FLAG, format!("is required when --listen-peer-urls is {url}, {NOBODY_REACHES}"))),
+            None => Ok(urls),
+        };
     };
     let Some(own) = members.iter().find(|member| member.name == name) else {
         let why = format!("there is no member named {name:?} in it; set --name, or add it");
@@ -433,6 +448,10 @@ mod tests {
     fn an_address_that_is_everywhere_is_told_to_nobody() {
         let urls = ["--listen-client-urls=http://0.0.0.0:1,http://[::]:2", "--advertise-client-urls=http://h:1"];
         assert_eq!(config(&urls).unwrap().advertise_client_urls[0].to_string(), "http://h:1");
+        let peers = "--listen-peer-urls=http://0.0.0.0:1,http://[::]:2";
+        for told in ["--initial-advertise-peer-urls=http://h:1", "--initial-cluster=default=http://h:1"] {
+            assert_eq!(config(&[peers, told]).unwrap().advertise_peer_urls[0].to_string(), "http://h:1");
+        }
     }
 
     #[test]
@@ -449,6 +468,9 @@ mod tests {
             (&["--advertise-client-urls=nonsense"], "--advertise-client-urls"),
             (&["--listen-client-urls=http://0.0.0.0:1"], "--advertise-client-urls: is required"),
             (&["--listen-client-urls=http://127.0.0.1:1,http://[::]:2"], "--advertise-client-urls: is required"),
+            (&["--listen-peer-urls=http://0.0.0.0:1"], "--initial-advertise-peer-urls: is required"),
+            (&["--initial-advertise-peer-urls=http://[::]:1"], "--initial-advertise-peer-urls: http://[::]:1 is"),
+            (&["--initial-cluster=default=http://0.0.0.0:1"], "--initial-advertise-peer-urls"),
             (&["--initial-cluster=x=http://localhost:2380"], "\"default\""),
             (&["--initial-cluster=,"], "\"default\""),
             (&["--initial-cluster=default=http://h:1", "--initial-advertise-peer-urls=http://h:2"], "but http://h:2"),

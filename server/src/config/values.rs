@@ -1,7 +1,8 @@
 //! Where the value of a flag comes from: command line, environment or config file.
 //!
-//! **Invariant**: a flag beats `TALLY_…`, which beats `ETCD_…`, which beats the default; and a config file, once named,
-//! is the only source. A variable that is empty is not set: compose files and unit files pass on what they do not have.
+//! **Invariant**: a flag beats `TALLY_…`, which beats `ETCD_…`, which beats the default, whichever of its names is used; of
+//! two variables with one prefix the newer name counts. And a config file, once named, is the only source. A variable that
+//! is empty is not set: compose files and unit files pass on what they do not have.
 //! `--version` and `--help` are answered before any other value is looked at; only the command line can ask for them.
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use super::ConfigError;
 use super::duration;
 use super::file;
 use super::flags::{Class, FLAGS, Flag, Kind, find, nearest};
+use super::gates;
 
 /// The prefixes of environment variables, the strongest first.
 const ENV_PREFIXES: [&str; 2] = ["TALLY_", "ETCD_"];
@@ -66,10 +68,15 @@ impl Values {
     }
 
     fn read_env(&mut self, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
-        for flag in FLAGS.iter().filter(|flag| !QUESTIONS.contains(&flag.name)) {
-            if let Some((variable, value)) = from_env(env, flag.name) {
-                self.set(flag, value.to_owned(), &format!("${variable}"))?;
-            }
+        let settings = FLAGS.iter().filter(|flag| !QUESTIONS.contains(&flag.name));
+        let mut found: Vec<_> = settings.filter_map(|flag| from_env(env, flag.name).map(|from| (flag, from))).collect();
+        // The strongest last: what an alias sets and what its target sets is the same value.
+        found.sort_by_key(|(flag, (variable, _))| {
+            let weakness = ENV_PREFIXES.iter().position(|prefix| variable.starts_with(prefix));
+            (std::cmp::Reverse(weakness), !matches!(flag.class, Class::Alias(_)))
+        });
+        for (flag, (variable, value)) in found {
+            self.set(flag, value.to_owned(), &format!("${variable}"))?;
         }
         for variable in env.keys().filter(|name| ENV_PREFIXES.iter().any(|prefix| name.starts_with(prefix))) {
             let name = ENV_PREFIXES.iter().find_map(|prefix| variable.strip_prefix(prefix)).unwrap_or(variable);
@@ -104,13 +111,13 @@ impl Values {
             match flag.class {
                 Class::Serve | Class::Alias(_) => {}
                 Class::Accept(why) => self.notices.push(format!("--{name} has no effect: {why}")),
-                Class::Later(why) | Class::Refuse(why) if value != flag.default => {
+                Class::Later(why) | Class::Refuse(why) if !same_value(flag, value, flag.default) => {
                     return Err(ConfigError::Refused { name: flag.name, value: value.clone(), why });
                 }
                 Class::Later(_) | Class::Refuse(_) => {}
             }
         }
-        Ok(())
+        gates::check(self.text(gates::FLAG))
     }
 
     /// The value of a flag of the table, or its default.
@@ -141,8 +148,18 @@ impl Values {
     }
 }
 
+/// Whether two texts say the same to a flag, as `1` and `true` do to a [`Kind::Bool`].
+pub(super) fn same_value(flag: &Flag, left: &str, right: &str) -> bool {
+    match flag.kind {
+        Kind::Text | Kind::List | Kind::Any => left == right,
+        Kind::Int => parse_int(left) == parse_int(right),
+        Kind::Bool => parse_bool(left) == parse_bool(right),
+        Kind::Duration => duration::parse(left) == duration::parse(right),
+    }
+}
+
 /// Go's spellings of booleans.
-fn parse_bool(text: &str) -> Option<bool> {
+pub(super) fn parse_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
@@ -391,6 +408,28 @@ mod tests {
     }
 
     #[test]
+    fn a_default_is_one_however_it_is_written() {
+        for arg in ["--pre-vote=1", "--force-new-cluster=0", "--discovery-dial-timeout=2000ms", "--auto-tls=F"] {
+            assert!(collect(&[arg], &[]).is_ok(), "{arg}");
+        }
+        for variable in [("ETCD_PRE_VOTE", "True"), ("ETCD_CLIENT_CERT_AUTH", "False"), ("ETCD_ENABLE_V2", "0")] {
+            assert!(collect(&[], &[variable]).is_ok(), "{variable:?}");
+        }
+        for arg in ["--pre-vote=0", "--force-new-cluster=1", "--discovery-dial-timeout=2001ms", "--proxy=Off"] {
+            assert!(matches!(collect(&[arg], &[]), Err(ConfigError::Refused { .. })), "{arg}");
+        }
+    }
+
+    #[test]
+    fn gates_are_looked_at_wherever_they_come_from() {
+        let (local, unknown) = (("ETCD_FEATURE_GATES", "SetMemberLocalAddr=true"), "--feature-gates=NoSuch=true");
+        assert!(matches!(collect(&[], &[local]), Err(ConfigError::Refused { .. })));
+        assert!(matches!(collect(&[unknown], &[]), Err(ConfigError::Invalid { .. })));
+        let values = collect(&["--feature-gates=LeaseCheckpoint=true"], &[]).unwrap();
+        assert!(values.notices.iter().any(|line| line.contains("--feature-gates")), "{:?}", values.notices);
+    }
+
+    #[test]
     fn accepted_flags_and_unknown_variables_leave_a_notice() {
         let values = collect(&["--max-wals=3"], &[("ETCD_NO_SUCH", "1"), ("ETCDCTL_API", "3")]).unwrap();
         assert!(values.notices.iter().any(|line| line.contains("--max-wals")));
@@ -415,5 +454,37 @@ mod tests {
     fn aliases_set_the_flag_that_they_stand_for() {
         let values = collect(&["--experimental-compaction-batch-limit=7"], &[]).unwrap();
         assert_eq!(values.int::<u64>("compaction-batch-limit").unwrap(), 7);
+    }
+
+    #[test]
+    fn an_alias_has_the_rank_of_its_prefix() {
+        let limit = |env: &[(&str, &str)]| collect(&[], env).unwrap().int::<u64>("compaction-batch-limit").unwrap();
+        let etcd = [("ETCD_EXPERIMENTAL_COMPACTION_BATCH_LIMIT", "5"), ("ETCD_COMPACTION_BATCH_LIMIT", "6")];
+        let tally = [("TALLY_EXPERIMENTAL_COMPACTION_BATCH_LIMIT", "8"), ("TALLY_COMPACTION_BATCH_LIMIT", "7")];
+        assert_eq!(limit(&etcd[..1]), 5);
+        assert_eq!(limit(&etcd), 6);
+        assert_eq!(limit(&[etcd[0], tally[1]]), 7);
+        assert_eq!(limit(&[etcd[1], tally[0]]), 8);
+        assert_eq!(limit(&tally), 7);
+        // The older names of some flags stand behind them in the alphabet, those of others before.
+        let learners = [("ETCD_EXPERIMENTAL_MAX_LEARNERS", "2"), ("TALLY_MAX_LEARNERS", "3")];
+        assert_eq!(collect(&[], &learners).unwrap().int::<u64>("max-learners").unwrap(), 3);
+    }
+
+    #[test]
+    fn a_file_that_gives_a_flag_two_values_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            collect(&["--config-file", &path.display().to_string()], &[])
+        };
+        let two = "compaction-batch-limit: 7\nexperimental-compaction-batch-limit: 5\n";
+        let error = read(two).unwrap_err().to_string();
+        assert!(error.contains("\"experimental-compaction-batch-limit\""), "{error}");
+        assert!(error.contains("\"compaction-batch-limit\""), "{error}");
+        let same = "compaction-sleep-interval: 5ms\nexperimental-compaction-sleep-interval: 5000000\n";
+        assert_eq!(read(same).unwrap().duration("compaction-sleep-interval"), Duration::from_millis(5));
+        assert!(read("experimental-max-learners: 2\n").is_ok());
     }
 }

@@ -169,10 +169,12 @@ fn initial_cluster(values: &Values) -> Result<Option<Vec<InitialMember>>, Config
             None => members.push(InitialMember { name: member.to_owned(), peer_urls: vec![url] }),
         }
     }
+    let several = members.len() > 1;
     for member in &mut members {
         member.peer_urls.sort();
         reachable(FLAG, &member.peer_urls)?;
-        if let Some(url) = everywhere(&member.peer_urls) {
+        // A single one may have what nobody can reach, as in etcd's container example: nobody has to.
+        if several && let Some(url) = everywhere(&member.peer_urls) {
             let advice = format!("write an address of its own there, and in its --{ADVERTISE_PEER}");
             return Err(invalid(FLAG, format!("{} has {url} there, {NOBODY_REACHES}; {advice}", member.name)));
         }
@@ -197,8 +199,7 @@ fn advertise_peer_urls(
     let Some(members) = members else {
         let urls = advertise(values, FLAG, listened)?;
         reachable(FLAG, &urls)?;
-        return match everywhere(&urls) {
-            Some(url) if values.is_given(FLAG) => Err(invalid(FLAG, format!("{url} is an address {NOBODY_REACHES}"))),
+        return match everywhere(&urls).filter(|_| !values.is_given(FLAG)) {
             Some(url) => Err(invalid(FLAG, format!("is required when --listen-peer-urls is {url}, {NOBODY_REACHES}"))),
             None => Ok(urls),
         };
@@ -452,6 +453,10 @@ mod tests {
         for told in ["--initial-advertise-peer-urls=http://h:1", "--initial-cluster=default=http://h:1"] {
             assert_eq!(config(&[peers, told]).unwrap().advertise_peer_urls[0].to_string(), "http://h:1");
         }
+        // Unless somebody says so of a single member.
+        let everywhere = ["--initial-advertise-peer-urls=http://0.0.0.0:1", "--initial-cluster=default=http://0.0.0.0:1"];
+        assert_eq!(config(&everywhere).unwrap().advertise_peer_urls[0].to_string(), "http://0.0.0.0:1");
+        assert!(config(&everywhere[..1]).is_ok());
     }
 
     #[test]
@@ -469,8 +474,7 @@ mod tests {
             (&["--listen-client-urls=http://0.0.0.0:1"], "--advertise-client-urls: is required"),
             (&["--listen-client-urls=http://127.0.0.1:1,http://[::]:2"], "--advertise-client-urls: is required"),
             (&["--listen-peer-urls=http://0.0.0.0:1"], "--initial-advertise-peer-urls: is required"),
-            (&["--initial-advertise-peer-urls=http://[::]:1"], "--initial-advertise-peer-urls: http://[::]:1 is"),
-            (&["--initial-cluster=default=http://0.0.0.0:1"], "--initial-advertise-peer-urls"),
+            (&["--initial-cluster=default=http://0.0.0.0:1,x=http://h:1"], "--initial-advertise-peer-urls"),
             (&["--initial-cluster=x=http://localhost:2380"], "\"default\""),
             (&["--initial-cluster=,"], "\"default\""),
             (&["--initial-cluster=default=http://h:1", "--initial-advertise-peer-urls=http://h:2"], "but http://h:2"),

@@ -454,7 +454,8 @@ mod tests {
             assert_eq!(config(&[peers, told]).unwrap().advertise_peer_urls[0].to_string(), "http://h:1");
         }
         // Unless somebody says so of a single member.
-        let everywhere = ["--initial-advertise-peer-urls=http://0.0.0.0:1", "--initial-cluster=default=http://0.0.0.0:1"];
+        let everywhere =
+            ["--initial-advertise-peer-urls=http://0.0.0.0:1", "--initial-cluster=default=http://0.0.0.0:1"];
         assert_eq!(config(&everywhere).unwrap().advertise_peer_urls[0].to_string(), "http://0.0.0.0:1");
         assert!(config(&everywhere[..1]).is_ok());
     }

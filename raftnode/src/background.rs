@@ -6,6 +6,9 @@
 //!
 //! **Invariant.** Nothing that a quorum may wait for runs here.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
 use tokio::sync::oneshot;
 
 /// How much such a thread gives way, as in `nice`: beside a thread of normal priority it gets a thirtieth of a core.
@@ -36,14 +39,36 @@ pub(crate) async fn run<T: Send + 'static>(
     }
 }
 
-/// Runs `work` on a thread called `name`, which nobody waits for. Where no thread can be started, it is dropped here.
+/// Threads that nobody waits for before the node stops.
+static LEFT: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+
+fn left() -> MutexGuard<'static, Vec<JoinHandle<()>>> {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `work` on a thread called `name`, which nobody waits for until [`settle`]. Where no thread can be started, it is
+/// dropped here.
 pub(crate) fn leave(name: &'static str, work: impl FnOnce() + Send + 'static) {
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         give_way();
         work();
     });
-    if let Err(error) = started {
-        tracing::warn!(%error, name, "cannot start a thread");
+    match started {
+        Ok(thread) => {
+            let mut left = left();
+            left.retain(|thread| !thread.is_finished());
+            left.push(thread);
+        }
+        Err(error) => tracing::warn!(%error, name, "cannot start a thread"),
+    }
+}
+
+/// Waits for what was left to itself. Blocks.
+pub(crate) fn settle() {
+    let all = std::mem::take(&mut *left());
+    for thread in all {
+        // Whatever it did is done, or was given up by a panic that has been reported.
+        let _ = thread.join();
     }
 }
 
@@ -61,6 +86,21 @@ fn give_way() {}
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn what_was_left_to_itself_is_over_when_all_is_settled() {
+        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let done = std::sync::Arc::new(Mutex::new(false));
+        let told = std::sync::Arc::clone(&done);
+        leave("left", move || {
+            may_go_on.recv().unwrap();
+            *told.lock().unwrap() = true;
+        });
+        assert!(!*done.lock().unwrap());
+        go_on.send(()).unwrap();
+        settle();
+        assert!(*done.lock().unwrap());
+    }
 
     #[cfg(target_os = "linux")]
     #[tokio::test]

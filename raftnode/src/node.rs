@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::ask::{Answering, AskError, LeaderHandler, ask_leader};
+use crate::background;
 use crate::barrier::{Barrier, BarrierError, IndexSource};
 use crate::cluster::{self, Changes, Inside, Leader, Leadership, effective_members};
 use crate::command::EncodedCommand;
@@ -456,7 +457,9 @@ impl Inner {
         if !matches!(self.leadership.now(), Leader::Here { .. }) || self.shared.fatal.get().is_some() {
             return;
         }
-        let Some(to) = cluster::successor(&self.raft, &self.net, self.member_id).await else { return };
+        let Some(to) = cluster::successor(&self.raft, &self.net, self.member_id, self.election_timeout).await else {
+            return;
+        };
         if let Err(error) = self.hand_over(to).await {
             tracing::warn!(%error, "leadership was not handed over; the others elect somebody");
         }
@@ -472,6 +475,8 @@ impl Inner {
         self.net.close();
         // Resolves, with an error, when the state machine is dropped: nothing is applied after that.
         drop(machine.await);
+        // Whoever opens the directory next must find it closed.
+        let _left = tokio::task::spawn_blocking(background::settle).await;
         if let Some(error) = self.shared.fatal.get() {
             return Err(error.into());
         }

@@ -80,7 +80,8 @@ pub fn run(config: Config) -> Result<(), RunError> {
         let _context = home.enter();
         drop(server);
     }
-    for runtime in lanes.into_iter().chain([home]) {
+    // What a connection made on its lane it may have taken home, and must not use when that lane is gone.
+    for runtime in [home].into_iter().chain(lanes) {
         runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()));
     }
     result
@@ -225,7 +226,8 @@ fn keep_pages_small() {
 
 /// A process that has failed must not live on because a thread hangs, for example on a dead disk.
 fn abort_unless_ended() {
-    std::thread::spawn(|| {
+    // Without a thread there is nobody to do it, which is no reason not to say why the process ends.
+    let _ = std::thread::Builder::new().name("tally-abort".to_owned()).spawn(|| {
         std::thread::sleep(ABORT_PATIENCE);
         std::process::abort();
     });

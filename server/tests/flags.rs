@@ -37,7 +37,7 @@ fn bad_command_lines_are_refused_with_status_2() {
         (&["--enable-log-rotation"], "copytruncate"),
         (&["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"], "twice"),
         (&["--pre-vote=false"], "pre-vote"),
-        (&["--listen-peer-urls=http://0.0.0.0:2380"], "--initial-advertise-peer-urls"),
+        (&["--initial-cluster=default=http://0.0.0.0:1,b=http://localhost:2"], "--initial-advertise-peer-urls"),
         (&["--feature-gates=SetMemberLocalAddr=true"], "ip route"),
         (&["--feature-gates=NoSuch=true"], "NoSuch"),
         (&["--name=x", "stray"], "stray"),

@@ -48,6 +48,11 @@ impl Config {
         advertised(&values, &advertise_client_urls)?;
         let members = initial_cluster(&values)?;
         let advertise_peer_urls = advertise_peer_urls(&values, &name, members.as_deref(), &listen_peer_urls)?;
+        if let Some(url) = everywhere(&advertise_peer_urls) {
+            // A member that has data goes on with what its cluster knows, and a single one may stay so: no refusal.
+            let which = format!("as its peer URL this member names {url}, {NOBODY_REACHES}");
+            notices.push(format!("{which}, unless its cluster knows another; see --{ADVERTISE_PEER}"));
+        }
         let alone = || vec![InitialMember { name: name.clone(), peer_urls: advertise_peer_urls.clone() }];
         let initial_cluster = members.unwrap_or_else(alone);
         let (heartbeat_ms, election_ms) = timing(&values)?;
@@ -199,10 +204,7 @@ fn advertise_peer_urls(
     let Some(members) = members else {
         let urls = advertise(values, FLAG, listened)?;
         reachable(FLAG, &urls)?;
-        return match everywhere(&urls).filter(|_| !values.is_given(FLAG)) {
-            Some(url) => Err(invalid(FLAG, format!("is required when --listen-peer-urls is {url}, {NOBODY_REACHES}"))),
-            None => Ok(urls),
-        };
+        return Ok(urls);
     };
     let Some(own) = members.iter().find(|member| member.name == name) else {
         let why = format!("there is no member named {name:?} in it; set --name, or add it");
@@ -457,7 +459,11 @@ mod tests {
         let everywhere =
             ["--initial-advertise-peer-urls=http://0.0.0.0:1", "--initial-cluster=default=http://0.0.0.0:1"];
         assert_eq!(config(&everywhere).unwrap().advertise_peer_urls[0].to_string(), "http://0.0.0.0:1");
-        assert!(config(&everywhere[..1]).is_ok());
+        for everywhere in [&everywhere[..1], &["--listen-peer-urls=http://0.0.0.0:1"]] {
+            let notices = config(everywhere).unwrap().notices;
+            assert!(notices.iter().any(|line| line.contains("--initial-advertise-peer-urls")), "{notices:?}");
+        }
+        assert!(config(&[peers, "--initial-cluster=default=http://h:1"]).unwrap().notices.is_empty());
     }
 
     #[test]
@@ -474,7 +480,6 @@ mod tests {
             (&["--advertise-client-urls=nonsense"], "--advertise-client-urls"),
             (&["--listen-client-urls=http://0.0.0.0:1"], "--advertise-client-urls: is required"),
             (&["--listen-client-urls=http://127.0.0.1:1,http://[::]:2"], "--advertise-client-urls: is required"),
-            (&["--listen-peer-urls=http://0.0.0.0:1"], "--initial-advertise-peer-urls: is required"),
             (&["--initial-cluster=default=http://0.0.0.0:1,x=http://h:1"], "--initial-advertise-peer-urls"),
             (&["--initial-cluster=x=http://localhost:2380"], "\"default\""),
             (&["--initial-cluster=,"], "\"default\""),

@@ -125,6 +125,8 @@ impl<'run> Nemesis<'run> {
         match fault {
             Fault::KillMinority => self.fleet.members().len() >= 5,
             Fault::SlowDisk => self.fleet.disks.is_some(),
+            // Without a quorum no log is cut, and how far etcd's is cannot be seen.
+            Fault::Away => self.fleet.kind == Kind::Tally && self.fleet.members().len() >= 3,
             _ => !cuts || self.fleet.network.can_cut(),
         }
     }
@@ -204,8 +206,10 @@ impl<'run> Nemesis<'run> {
             }
             Fault::Transfer => {
                 // A refusal (nobody leads at the moment, the target is behind) is an answer as well.
-                let moved = self.fleet.transfer(leader, follower).is_ok();
-                return self.calm(100, 500).map(|()| moved);
+                let answered = self.fleet.transfer(leader, follower).is_ok();
+                self.calm(100, 500)?;
+                // It may have come after the answer.
+                return Ok(answered || self.fleet.leader().is_some_and(|now| now != leader));
             }
             Fault::Replace => self.replace(any, leader),
             Fault::ReplaceLeader => self.replace(leader, leader),

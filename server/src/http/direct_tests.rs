@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::yield_now;
+use tokio::time::timeout;
 
 use super::*;
 use crate::config::Allowed;
@@ -23,6 +24,8 @@ const SETTINGS: Settings = Settings::Clients(Http2 {
     ping_timeout: Duration::from_secs(20),
     client_ping_interval_min: Duration::ZERO,
 });
+/// How long anything may take that is bound to come.
+const PATIENCE: Duration = Duration::from_secs(60);
 const LISTEN: &[u8] = b"POST /v3/watch HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n";
 const ASK: &[u8] = b"GET /version HTTP/1.1\r\nHost: h\r\n\r\n";
 
@@ -92,7 +95,8 @@ impl Served {
     /// Reads until something comes that ends so.
     async fn expect(&mut self, end: &[u8]) {
         while !self.arrived.ends_with(end) {
-            let read = self.client.read_buf(&mut self.arrived).await.unwrap();
+            let read = timeout(PATIENCE, self.client.read_buf(&mut self.arrived)).await;
+            let read = read.unwrap_or_else(|_| panic!("nothing came after {} bytes", self.arrived.len())).unwrap();
             assert!(read > 0, "the connection has ended after {}", String::from_utf8_lossy(&self.arrived));
         }
     }

@@ -23,12 +23,15 @@ use crate::root;
 
 /// The feature level of a new store, and the highest that this program knows.
 pub const FEATURE_LEVEL: u32 = 1;
+/// The level of a store in which none is written down, whatever this program knows: it was made at this one, and is at it until
+/// the log says otherwise.
+const FIRST_LEVEL: u32 = 1;
 
 /// What is read for the answer to one request at most, in bytes of records: no message is longer in etcd.
 pub const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 
 /// A command that touches more keys than this takes longer than a chunk of small ones.
-const LONG_KEYS: u64 = 4_096;
+const LONG_KEYS: u64 = 1_024;
 
 const LEVEL_KEY: &[u8] = b"apply.level";
 
@@ -241,7 +244,7 @@ impl Applier {
             return Err(error.into());
         }
         let level = match tx.get(Bucket::Meta, LEVEL_KEY)? {
-            None => FEATURE_LEVEL,
+            None => FIRST_LEVEL,
             Some(value) => {
                 let bytes: [u8; 4] = value[..]
                     .try_into()

@@ -1,6 +1,6 @@
 //! CRC-32C, the one checksum of every record that this crate writes by itself.
 //!
-//! By the processor's instruction where it has one: a snapshot is summed five times on its way from one disk to another
+//! By the processor's instruction where it has one: a snapshot is summed several times on its way from one disk to another
 //! (`docs/decisions/0010`).
 
 /// The checksum of `bytes`.

@@ -14,6 +14,7 @@ use crate::error::{ExportError, FileError};
 use crate::failpoint::{Failpoints, Step};
 use crate::layout::{UNFINISHED, list, remove, sync_directory, sync_file, unique, write_durably};
 use crate::manifest::{ExportedFile, MANIFEST, MANIFEST_BYTES_MAX, Manifest};
+use crate::stream::ExportReader;
 
 /// What the names of exports begin with.
 const EXPORT: &str = "export-";
@@ -25,15 +26,22 @@ const SUM_BYTES: usize = 256 << 10;
 pub struct Export {
     pub(crate) path: PathBuf,
     pub(crate) manifest: Manifest,
-    /// Whether this process has compared every file with the manifest when it wrote it.
+    /// Whether this process has compared every file with the manifest when it wrote it, or made the manifest of what it wrote.
     pub(crate) checked: bool,
 }
 
+/// The state at one moment, set aside to be sent as a stream. Making it reads nothing of the data: there are no checksums of
+/// its files, whoever receives the stream makes them. Dropping it deletes it; after a crash [`Export::clean`] does.
+#[derive(Debug)]
+pub struct Frozen {
+    unfinished: Unfinished,
+    manifest: Manifest,
+}
+
 impl Backend {
-    /// Writes the state as of now into a new directory under `dest_root`, which is made when it is not there. On the same
-    /// file system the tables are hard links, so it costs a flush and one reading of the data for the checksums.
-    /// Commits go on meanwhile.
-    pub fn export(&self, dest_root: &Path) -> Result<Export, ExportError> {
+    /// Sets the state as of now aside, in a new directory under `dest_root`, which is made when it is not there. On the same
+    /// file system the tables are hard links, so it costs a flush. Commits go on meanwhile.
+    pub fn freeze(&self, dest_root: &Path) -> Result<Frozen, ExportError> {
         self.inner.check_writable()?;
         let failpoints = &self.inner.config.failpoints;
         fs::create_dir_all(dest_root).map_err(FileError::on("create", dest_root))?;
@@ -41,7 +49,7 @@ impl Backend {
         let failed = |error| self.inner.error(error, "making a checkpoint", None);
         let checkpoint = Checkpoint::new(self.inner.engine().db()).map_err(failed)?;
         if let Err(error) = checkpoint.create_checkpoint(&unfinished.path) {
-            // It flushes first. When that is what failed, the writing is over; otherwise only the export is.
+            // It flushes first. When that is what failed, the writing is over; otherwise only the checkpoint is.
             self.inner.check_health()?;
             return Err(failed(error).into());
         }
@@ -51,12 +59,42 @@ impl Backend {
         let mut files = Vec::new();
         for name in list(&unfinished.path)? {
             let path = unfinished.path.join(&name);
-            sync_file(&path)?;
-            let (bytes, crc32c) = sum_file(&path)?;
-            files.push(ExportedFile { name, bytes, crc32c });
+            let bytes = fs::metadata(&path).map_err(FileError::on("look at", &path))?.len();
+            files.push(ExportedFile { name, bytes, crc32c: 0 });
         }
         let cluster_id = self.inner.config.identity.cluster_id;
-        unfinished.finish(Manifest { cluster_id, applied, files }, failpoints)
+        Ok(Frozen { unfinished, manifest: Manifest { cluster_id, applied, files, summed: false } })
+    }
+
+    /// Writes the state as of now into a new directory under `dest_root`, as [`Backend::freeze`] does, to be kept: with a
+    /// manifest that has the checksum of every file. That costs one reading of the data more.
+    pub fn export(&self, dest_root: &Path) -> Result<Export, ExportError> {
+        let Frozen { unfinished, mut manifest } = self.freeze(dest_root)?;
+        for file in &mut manifest.files {
+            let path = unfinished.path.join(&file.name);
+            sync_file(&path)?;
+            (file.bytes, file.crc32c) = sum_file(&path)?;
+        }
+        manifest.summed = true;
+        unfinished.finish(manifest, &self.inner.config.failpoints)
+    }
+}
+
+impl Frozen {
+    /// The state as a stream of bytes, for [`Export::receive`]. Holds one frame in memory.
+    pub fn reader(&self) -> ExportReader<'_> {
+        ExportReader::new(&self.unfinished.path, &self.manifest)
+    }
+
+    /// Where the state stands.
+    pub fn applied(&self) -> &Applied {
+        &self.manifest.applied
+    }
+
+    /// Deletes it, and says so if that fails: as long as it is there, it holds the tables that it consists of.
+    pub fn remove(mut self) -> Result<(), ExportError> {
+        self.unfinished.finished = true;
+        Ok(remove(&self.unfinished.path)?)
     }
 }
 
@@ -72,7 +110,12 @@ impl Export {
             let detail = format!("it is larger than {MANIFEST_BYTES_MAX} bytes");
             return Err(ExportError::Manifest { path: file, detail });
         }
-        Ok(Export { path: path.to_path_buf(), manifest: Manifest::decode(&file, &text)?, checked: false })
+        let manifest = Manifest::decode(&file, &text)?;
+        if !manifest.summed {
+            let detail = "it has no checksums of the files".to_owned();
+            return Err(ExportError::Manifest { path: file, detail });
+        }
+        Ok(Export { path: path.to_path_buf(), manifest, checked: false })
     }
 
     /// Every finished export under `dest_root`, oldest position first. Unreadable ones are errors, not skipped.
@@ -155,6 +198,7 @@ impl Export {
 }
 
 /// A directory in the making; deleted unless finished.
+#[derive(Debug)]
 pub(crate) struct Unfinished {
     dest_root: PathBuf,
     pub(crate) path: PathBuf,
@@ -169,7 +213,7 @@ impl Unfinished {
     }
 
     /// Writes the manifest, makes everything durable and gives the directory its final name. The files must be durable, and
-    /// what the manifest says of them must have been seen by whoever wrote them.
+    /// what the manifest says of them, checksums included, must have been seen by whoever wrote them.
     pub(crate) fn finish(mut self, manifest: Manifest, failpoints: &Failpoints) -> Result<Export, ExportError> {
         let action = "export to";
         write_durably(&self.path.join(MANIFEST), manifest.encode().as_bytes())?;

@@ -39,8 +39,8 @@ impl Backend {
         self.stage_received(&Export::open(export)?)
     }
 
-    /// As [`Backend::stage`], for one that this process has just made or received: its tables have been compared with the
-    /// manifest then, and are not read again.
+    /// As [`Backend::stage`], for one that this process has just made or received: the manifest is known to be that of its
+    /// tables, which are not read again.
     pub fn stage_received(&self, export: &Export) -> Result<Staged, InstallError> {
         self.inner.check_writable()?;
         let directory = Arc::clone(&self.inner.directory);

@@ -6,8 +6,7 @@
 //!
 //! **It is** ordered buckets, atomic batches, consistent views, a durable watermark, and whole states as files or streams
 //! that are checked on every way. **It is not** durable by itself at each commit (your log is: replay from
-//! [`Backend::applied`] after a crash, purge up to [`Backend::durable`]), nor a place for secrets, nor aware of what it
-//! stores.
+//! [`Backend::applied`] after a crash, purge up to [`Backend::durable`]), nor a place for secrets, nor aware of its content.
 //!
 //! ```text
 //! <path>/LIVE        format, identity, name of the generation in force; replaced by one atomic rename
@@ -49,6 +48,7 @@ mod batch;
 mod bucket;
 mod checksum;
 mod config;
+mod durable;
 mod engine;
 mod error;
 mod export;
@@ -69,7 +69,7 @@ pub use crate::{
     bucket::Bucket,
     config::{Config, Identity, Observer},
     error::{EngineError, ExportError, FileError, InstallError, OpenError, StorageError},
-    export::Export,
+    export::{Export, Frozen},
     failpoint::{Failpoints, Step},
     install::Staged,
     manifest::ExportedFile,

@@ -3,18 +3,22 @@
 //! ```text
 //! header   "TALLYSNP"  u32 version = 1
 //! frame    u32 kind  u32 length  payload  u32 CRC-32C of (u64 number of the frame, kind, length, payload)
-//!            kind 1  manifest: the text of MANIFEST.tally                     first, once
+//!            kind 1  manifest, of format 1 or 2                               first, once
 //!            kind 2  data: u32 file, u64 offset, up to 1 MiB of the file      files in order, offsets without a gap
 //!            kind 3  end: u64 number of frames before it                      last, once
 //! ```
 //! All numbers are little-endian. The number of a frame is not sent but counted, so that a frame that is lost, doubled
-//! or moved breaks its checksum.
+//! or moved breaks its checksum. Where the manifest has no checksums of the files, the receiver makes them.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
+use std::mem;
 use std::path::{Path, PathBuf};
 
-use crate::checksum;
+use bytes::Bytes;
+
+use crate::checksum::{self, Digest};
+use crate::durable::{Durable, syncing};
 use crate::error::{ExportError, FileError};
 use crate::export::{Export, Unfinished};
 use crate::failpoint::{Failpoints, Step};
@@ -29,18 +33,22 @@ const FRAME_BYTES: u64 = 12;
 const DATA_BYTES: u64 = 12;
 /// Bytes of a file in one frame.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes of a file that are written before they are synced: whoever shares the disk never waits behind more.
-const SYNC_BYTES: u64 = 1 << 20;
 
 const KIND_MANIFEST: u32 = 1;
 const KIND_DATA: u32 = 2;
 const KIND_END: u32 = 3;
 
-fn frame_sum(number: u64, kind: u32, payload: &[u8]) -> u32 {
+/// The checksum of a frame up to its payload.
+fn frame_digest(number: u64, kind: u32, length: u32) -> Digest {
     let mut digest = checksum::digest();
     digest.update(&number.to_le_bytes());
     digest.update(&kind.to_le_bytes());
-    digest.update(&(payload.len() as u32).to_le_bytes());
+    digest.update(&length.to_le_bytes());
+    digest
+}
+
+fn frame_sum(number: u64, kind: u32, payload: &[u8]) -> u32 {
+    let mut digest = frame_digest(number, kind, payload.len() as u32);
     digest.update(payload);
     digest.finalize()
 }
@@ -48,16 +56,16 @@ fn frame_sum(number: u64, kind: u32, payload: &[u8]) -> u32 {
 impl Export {
     /// The export as a stream of bytes. Holds one frame in memory.
     pub fn reader(&self) -> ExportReader<'_> {
-        ExportReader { export: self, stage: Stage::Header, frames: 0, buffer: Vec::new(), position: 0 }
+        ExportReader::new(&self.path, &self.manifest)
     }
 
     /// Writes the stream, returns its length.
     pub fn write_to(&self, out: &mut impl Write) -> Result<u64, ExportError> {
         let mut reader = self.reader();
         let mut offset = 0;
-        while reader.refill()? {
-            out.write_all(&reader.buffer).map_err(|source| ExportError::Transport { offset, source })?;
-            offset += reader.buffer.len() as u64;
+        while let Some(piece) = reader.next_piece()? {
+            out.write_all(&piece).map_err(|source| ExportError::Transport { offset, source })?;
+            offset += piece.len() as u64;
         }
         Ok(offset)
     }
@@ -72,28 +80,37 @@ impl Export {
         HEADER_BYTES + manifest + self.manifest.files.iter().map(framed).sum::<u64>() + 8 + FRAME_BYTES
     }
 
-    /// Receives a stream into a new directory under `dest_root`. Checks every frame and every file; makes everything
-    /// durable before it returns. Reads nothing past the end of the stream. Whatever fails, nothing is left behind.
-    pub fn receive(input: &mut impl Read, dest_root: &Path) -> Result<Export, ExportError> {
+    /// Receives a stream into a new directory under `dest_root`. Checks every frame, and every file of which the manifest has
+    /// a checksum; makes everything durable before it returns, on a thread that it starts for that. Reads nothing past the end
+    /// of the stream. Whatever fails, nothing is left behind.
+    pub fn receive(input: &mut impl BufRead, dest_root: &Path) -> Result<Export, ExportError> {
         Export::receive_with(input, dest_root, &Failpoints::none())
     }
 
     /// As [`Export::receive`], with faults.
     pub fn receive_with(
-        input: &mut impl Read,
+        input: &mut impl BufRead,
         dest_root: &Path,
         failpoints: &Failpoints,
     ) -> Result<Export, ExportError> {
         fs::create_dir_all(dest_root).map_err(FileError::on("create", dest_root))?;
         let unfinished = Unfinished::new(dest_root);
         fs::create_dir(&unfinished.path).map_err(FileError::on("create", &unfinished.path))?;
-        let mut frames = Frames { input, offset: 0, number: 0, payload: Vec::new() };
+        let mut frames = Frames { input, offset: 0, number: 0 };
         frames.header(dest_root)?;
-        let manifest = frames.manifest(&unfinished.path)?;
-        for (index, file) in manifest.files.iter().enumerate() {
-            receive_file(&mut frames, index, file, &unfinished.path, failpoints)?;
-        }
-        frames.end()?;
+        let mut manifest = frames.manifest(&unfinished.path)?;
+        syncing(&unfinished.path, |durable| {
+            for (index, file) in manifest.files.iter_mut().enumerate() {
+                let found = receive_file(&mut frames, index, file, &unfinished.path, durable, failpoints)?;
+                if manifest.summed && found != file.crc32c {
+                    let detail = format!("its checksum is not {:08x}", file.crc32c);
+                    return Err(ExportError::Mismatch { path: unfinished.path.join(&file.name), detail });
+                }
+                file.crc32c = found;
+            }
+            frames.end()
+        })?;
+        manifest.summed = true;
         unfinished.finish(manifest, failpoints)
     }
 }
@@ -107,21 +124,36 @@ enum Stage {
     Done,
 }
 
-/// Reads an export as a stream.
+/// Reads an export, or what is to become one elsewhere, as a stream.
 pub struct ExportReader<'a> {
-    export: &'a Export,
+    path: &'a Path,
+    manifest: &'a Manifest,
     stage: Stage,
     frames: u64,
     buffer: Vec<u8>,
     position: usize,
 }
 
-impl ExportReader<'_> {
+impl<'a> ExportReader<'a> {
+    pub(crate) fn new(path: &'a Path, manifest: &'a Manifest) -> ExportReader<'a> {
+        ExportReader { path, manifest, stage: Stage::Header, frames: 0, buffer: Vec::new(), position: 0 }
+    }
+
+    /// The next piece of the stream, as long as a frame may be, or `None` at its end. Costs no copy.
+    pub fn next_piece(&mut self) -> Result<Option<Bytes>, ExportError> {
+        if self.position == self.buffer.len() && !self.refill()? {
+            return Ok(None);
+        }
+        let piece = Bytes::from(mem::take(&mut self.buffer)).slice(self.position..);
+        self.position = 0;
+        Ok(Some(piece))
+    }
+
     /// Replaces the buffer by the next piece of the stream; `false` at its end.
     fn refill(&mut self) -> Result<bool, ExportError> {
         self.position = 0;
         self.buffer.clear();
-        match std::mem::replace(&mut self.stage, Stage::Done) {
+        match mem::replace(&mut self.stage, Stage::Done) {
             Stage::Header => {
                 self.buffer.extend_from_slice(MAGIC);
                 self.buffer.extend_from_slice(&STREAM_VERSION.to_le_bytes());
@@ -129,11 +161,14 @@ impl ExportReader<'_> {
             }
             Stage::Manifest => {
                 self.begin_frame(KIND_MANIFEST);
-                self.buffer.extend_from_slice(self.export.manifest.encode().as_bytes());
+                self.buffer.extend_from_slice(self.manifest.encode().as_bytes());
                 self.finish_frame(KIND_MANIFEST);
                 self.stage = self.begin_file(0);
             }
-            Stage::File { index, offset, file } => self.refill_data(index, offset, file)?,
+            Stage::File { index, offset, file } => {
+                // Whoever reads on after an error gets nothing more, and not the half of a frame.
+                self.refill_data(index, offset, file).inspect_err(|_| self.buffer.clear())?;
+            }
             Stage::End => {
                 self.begin_frame(KIND_END);
                 self.buffer.extend_from_slice(&self.frames.to_le_bytes());
@@ -145,13 +180,14 @@ impl ExportReader<'_> {
     }
 
     fn refill_data(&mut self, index: usize, offset: u64, file: Option<File>) -> Result<(), ExportError> {
-        let entry = &self.export.manifest.files[index];
-        let path = self.export.path.join(&entry.name);
+        let entry = &self.manifest.files[index];
+        let path = self.path.join(&entry.name);
         let mut file = match file {
             Some(file) => file,
             None => File::open(&path).map_err(FileError::on("open", &path))?,
         };
         let chunk = (entry.bytes - offset).min(CHUNK_BYTES as u64);
+        self.buffer.reserve_exact(chunk as usize + (FRAME_BYTES + DATA_BYTES) as usize);
         self.begin_frame(KIND_DATA);
         self.buffer.extend_from_slice(&(index as u32).to_le_bytes());
         self.buffer.extend_from_slice(&offset.to_le_bytes());
@@ -172,7 +208,7 @@ impl ExportReader<'_> {
 
     /// The stage that begins the first file from `index` on. Empty files have no frame.
     fn begin_file(&self, index: usize) -> Stage {
-        let mut rest = self.export.manifest.files.iter().enumerate().skip(index);
+        let mut rest = self.manifest.files.iter().enumerate().skip(index);
         match rest.find(|(_, entry)| entry.bytes > 0) {
             Some((index, _)) => Stage::File { index, offset: 0, file: None },
             None => Stage::End,
@@ -213,18 +249,20 @@ struct Frames<'a, R> {
     input: &'a mut R,
     offset: u64,
     number: u64,
-    payload: Vec<u8>,
 }
 
-impl<R: Read> Frames<'_, R> {
+impl<R: BufRead> Frames<'_, R> {
     fn damaged(&self, detail: impl Into<String>) -> ExportError {
         ExportError::Stream { offset: self.offset, detail: detail.into() }
     }
 
+    fn broken(&self, source: io::Error) -> ExportError {
+        ExportError::Transport { offset: self.offset, source }
+    }
+
     fn read<const N: usize>(&mut self) -> Result<[u8; N], ExportError> {
         let mut bytes = [0; N];
-        let offset = self.offset;
-        self.input.read_exact(&mut bytes).map_err(|source| ExportError::Transport { offset, source })?;
+        self.input.read_exact(&mut bytes).map_err(|source| self.broken(source))?;
         self.offset += N as u64;
         Ok(bytes)
     }
@@ -240,84 +278,110 @@ impl<R: Read> Frames<'_, R> {
         Ok(())
     }
 
-    /// Reads a frame of this kind into `payload`.
-    fn frame(&mut self, kind: u32, bytes_max: usize) -> Result<(), ExportError> {
+    /// Begins a frame, which must be of this kind; the length of its payload.
+    fn begin(&mut self, kind: u32, bytes_max: usize) -> Result<u32, ExportError> {
         let found = u32::from_le_bytes(self.read()?);
         if found != kind {
             return Err(self.damaged(format!("a frame of kind {found} where one of kind {kind} belongs")));
         }
-        let length = u32::from_le_bytes(self.read()?) as usize;
-        if length > bytes_max {
+        let length = u32::from_le_bytes(self.read()?);
+        if length as usize > bytes_max {
             return Err(self.damaged(format!("a frame of {length} bytes, the limit is {bytes_max}")));
         }
-        self.payload.resize(length, 0);
-        let offset = self.offset;
-        self.input.read_exact(&mut self.payload).map_err(|source| ExportError::Transport { offset, source })?;
-        self.offset += length as u64;
-        let sum = u32::from_le_bytes(self.read()?);
-        if sum != frame_sum(self.number, kind, &self.payload) {
+        Ok(length)
+    }
+
+    /// Ends a frame whose checksum was computed to be this.
+    fn finish(&mut self, sum: u32) -> Result<(), ExportError> {
+        if u32::from_le_bytes(self.read()?) != sum {
             return Err(self.damaged("wrong checksum of a frame"));
         }
         self.number += 1;
         Ok(())
     }
 
-    fn manifest(&mut self, directory: &Path) -> Result<Manifest, ExportError> {
-        self.frame(KIND_MANIFEST, MANIFEST_BYTES_MAX)?;
-        Manifest::decode(&directory.join(MANIFEST), &self.payload)
+    /// The payload of a frame of this kind.
+    fn frame(&mut self, kind: u32, bytes_max: usize) -> Result<Vec<u8>, ExportError> {
+        let length = self.begin(kind, bytes_max)?;
+        let mut payload = vec![0; length as usize];
+        self.input.read_exact(&mut payload).map_err(|source| self.broken(source))?;
+        self.offset += u64::from(length);
+        self.finish(frame_sum(self.number, kind, &payload))?;
+        Ok(payload)
     }
 
-    /// The next piece of a file, which must be this one.
-    fn data(&mut self, index: usize, offset: u64) -> Result<&[u8], ExportError> {
-        self.frame(KIND_DATA, CHUNK_BYTES + DATA_BYTES as usize)?;
+    fn manifest(&mut self, directory: &Path) -> Result<Manifest, ExportError> {
+        let payload = self.frame(KIND_MANIFEST, MANIFEST_BYTES_MAX)?;
+        Manifest::decode(&directory.join(MANIFEST), &payload)
+    }
+
+    /// The next piece of a file, which must be this one and not longer than `bytes_max`: shown to `sink` as it comes, which
+    /// is before its checksum has been seen, and added to `sum`. Its length.
+    fn data(
+        &mut self,
+        index: usize,
+        offset: u64,
+        bytes_max: u64,
+        sum: &mut Digest,
+        mut sink: impl FnMut(&[u8]) -> Result<(), FileError>,
+    ) -> Result<u64, ExportError> {
+        let length = self.begin(KIND_DATA, CHUNK_BYTES + DATA_BYTES as usize)?;
         let mut expected = [0; DATA_BYTES as usize];
         expected[..4].copy_from_slice(&(index as u32).to_le_bytes());
         expected[4..].copy_from_slice(&offset.to_le_bytes());
-        if self.payload.get(..expected.len()) != Some(&expected) || self.payload.len() == expected.len() {
+        let bytes = u64::from(length).saturating_sub(DATA_BYTES);
+        if bytes == 0 || self.read::<{ DATA_BYTES as usize }>()? != expected {
             return Err(self.damaged(format!("not the data of file {index} from byte {offset} on")));
         }
-        Ok(&self.payload[expected.len()..])
+        if bytes > bytes_max {
+            return Err(self.damaged(format!("file {index} goes on after its end")));
+        }
+        let (mut rest, mut frame) = (bytes, frame_digest(self.number, KIND_DATA, length));
+        frame.update(&expected);
+        while rest > 0 {
+            let there = match self.input.fill_buf() {
+                Ok([]) => return Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
+                Ok(there) => &there[..there.len().min(usize::try_from(rest).unwrap_or(usize::MAX))],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(self.broken(source)),
+            };
+            frame.update(there);
+            sum.update(there);
+            sink(there)?;
+            let taken = there.len();
+            self.input.consume(taken);
+            self.offset += taken as u64;
+            rest -= taken as u64;
+        }
+        self.finish(frame.finalize())?;
+        Ok(bytes)
     }
 
     fn end(&mut self) -> Result<(), ExportError> {
         let frames = self.number;
-        self.frame(KIND_END, 8)?;
-        if self.payload != frames.to_le_bytes() {
+        if self.frame(KIND_END, 8)? != frames.to_le_bytes() {
             return Err(self.damaged(format!("the end does not count {frames} frames")));
         }
         Ok(())
     }
 }
 
-fn receive_file<R: Read>(
+/// Receives one file and has it made durable; its checksum.
+fn receive_file<R: BufRead>(
     frames: &mut Frames<'_, R>,
     index: usize,
     entry: &ExportedFile,
     directory: &Path,
+    durable: &Durable,
     failpoints: &Failpoints,
-) -> Result<(), ExportError> {
+) -> Result<u32, ExportError> {
     let path: PathBuf = directory.join(&entry.name);
-    let mut file = File::create_new(&path).map_err(FileError::on("create", &path))?;
-    let (mut offset, mut unsynced, mut digest) = (0, 0, checksum::digest());
+    let mut file = durable.create(&path)?;
+    let (mut offset, mut sum) = (0, checksum::digest());
     while offset < entry.bytes {
-        let data = frames.data(index, offset)?;
-        if data.len() as u64 > entry.bytes - offset {
-            let detail = format!("it goes on after its {} bytes", entry.bytes);
-            return Err(ExportError::Mismatch { path, detail });
-        }
-        file.write_all(data).map_err(FileError::on("write", &path))?;
-        digest.update(data);
-        offset += data.len() as u64;
-        unsynced += data.len() as u64;
-        if unsynced >= SYNC_BYTES {
-            file.sync_data().map_err(FileError::on("sync", &path))?;
-            unsynced = 0;
-        }
+        offset += frames.data(index, offset, entry.bytes - offset, &mut sum, |data| file.write(data))?;
         failpoints.pass(Step::FrameReceived, &path).map_err(FileError::on("write", &path))?;
     }
-    if digest.finalize() != entry.crc32c {
-        let detail = format!("its checksum is not {:08x}", entry.crc32c);
-        return Err(ExportError::Mismatch { path, detail });
-    }
-    Ok(file.sync_all().map_err(FileError::on("sync", &path))?)
+    file.finish()?;
+    Ok(sum.finalize())
 }

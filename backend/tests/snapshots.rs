@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use common::*;
-use tally_backend::{Backend, Bucket, Config, Export, ExportError, Failpoints, InstallError, Step, StorageError};
+use tally_backend::{
+    Backend, Bucket, Config, Export, ExportError, ExportReader, Failpoints, InstallError, Step, StorageError,
+};
 
 /// A backend with this many commits and an export of it.
 fn exported(dir: &Path, commits: u64) -> (Backend, Export) {
@@ -59,6 +61,77 @@ fn a_state_travels_whole() {
     // The export was not consumed, nor changed by its use.
     received.verify().unwrap();
     assert_eq!(check(&Backend::open(config).unwrap(), 3000), 701);
+}
+
+/// Everything that a reader has, piece by piece.
+fn pieces(mut reader: ExportReader<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = reader.next_piece().unwrap() {
+        assert!(!piece.is_empty());
+        bytes.extend_from_slice(&piece);
+    }
+    bytes
+}
+
+#[test]
+fn a_frozen_state_travels_whole_and_gets_its_checksums_where_it_arrives() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = open(&dir.path().join("source"));
+    (1..=700).for_each(|index| commit(&source, index, 3000));
+    let exports = dir.path().join("exports");
+    let frozen = source.freeze(&exports).unwrap();
+    assert_eq!(frozen.applied(), &at(700));
+    commit(&source, 701, 3000);
+    let sent = pieces(frozen.reader());
+    // As much of it may be read as wanted, in whatever way.
+    let mut reader = frozen.reader();
+    let mut start = [0; 1000];
+    reader.read_exact(&mut start).unwrap();
+    assert!(sent == [&start[..], &pieces(reader)].concat());
+    // It is not an export, and is gone with its handle.
+    assert!(Export::list(&exports).unwrap().is_empty());
+    drop(frozen);
+    assert_eq!(fs::read_dir(&exports).unwrap().count(), 0);
+    source.freeze(&exports).unwrap().remove().unwrap();
+    assert_eq!(fs::read_dir(&exports).unwrap().count(), 0);
+
+    let received = Export::receive(&mut &sent[..], &dir.path().join("received")).unwrap();
+    assert_eq!(received.applied(), &at(700));
+    received.verify().unwrap();
+    // What is kept says what every file has to be, and reading it again says the same.
+    let reopened = Export::open(received.path()).unwrap();
+    assert_eq!(reopened.files(), received.files());
+    reopened.verify().unwrap();
+    let target = Backend::install(member(&dir.path().join("target")), received.path()).unwrap();
+    assert_eq!(check(&target, 3000), 700);
+
+    let small = open(&dir.path().join("small"));
+    (1..=20).for_each(|index| commit(&small, index, 3000));
+    let sent = pieces(small.freeze(&exports).unwrap().reader());
+    let received = dir.path().join("damaged");
+    for byte in (0..sent.len()).step_by(sent.len() / 300) {
+        let mut flipped = sent.clone();
+        flipped[byte] ^= 0x40;
+        Export::receive(&mut &flipped[..], &received).expect_err("flipped");
+        assert_eq!(fs::read_dir(&received).unwrap().count(), 0, "something was left behind");
+    }
+}
+
+#[test]
+fn a_manifest_without_checksums_is_no_export() {
+    let text = refusal(|bad, _| {
+        let path = bad.join("MANIFEST.tally");
+        let text = fs::read_to_string(&path).unwrap();
+        let body = text[..text.rfind("crc32c").unwrap()].replace("\nformat 1\n", "\nformat 2\n");
+        let line = |line: &str| match line.split(' ').collect::<Vec<_>>()[..] {
+            ["file", bytes, _, name] => format!("file {bytes} {name}\n"),
+            _ => format!("{line}\n"),
+        };
+        let body: String = body.lines().map(line).collect();
+        let sum = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(body.as_bytes());
+        fs::write(path, format!("{body}crc32c {sum:08x}\n")).unwrap();
+    });
+    assert!(text.contains("MANIFEST.tally") && text.contains("no checksums"), "{text}");
 }
 
 #[test]

@@ -13,8 +13,8 @@ use crate::view::View;
 
 /// Records read from the backend at once at first; doubled while pieces stay small.
 const FIRST_GROUP: usize = 16;
-/// The most records read from the backend at once.
-const LARGEST_GROUP: usize = 512;
+/// The most records read from the backend at once: by so many, each as large as a request may be, a piece can go over its limit.
+const LARGEST_GROUP: usize = 64;
 
 /// Records of a range of up to so many keys are cached when they have been read: whoever wants all of it may want it again.
 pub(crate) const KEPT_MAX: i64 = 1_000;

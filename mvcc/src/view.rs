@@ -110,6 +110,11 @@ impl View {
         self.at.tree.live()
     }
 
+    /// How many keys there are or were, since the last compaction: what a read at an older revision may have to walk over. O(1).
+    pub fn keys_known(&self) -> u64 {
+        self.at.tree.keys()
+    }
+
     /// What the keys take in memory at most, in bytes: all that have a history, whole. O(1).
     pub fn key_bytes(&self) -> u64 {
         self.at.tree.key_bytes()

@@ -175,7 +175,7 @@ pub enum ConfigError {
     },
 }
 
-/// Time for a snapshot to be exported before it is sent, and to be put in place after; large states need it.
+/// Time for a state to be set aside before it is sent, and to be put in place after; large states need it.
 const INSTALL_SNAPSHOT_TIMEOUT_MS: u64 = 10 * 60 * 1_000;
 
 /// Entries sent to a peer in one piece; the bytes are bounded where the log is read.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tally_wal::Reader;
+use tally_wal::{LogIndex, Reader};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::config::Config;
@@ -52,6 +52,8 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     stop: impl Future<Output = ()>,
 ) {
+    // What an earlier run has left in the log counts: it may have stopped before anything was due.
+    let found_bytes = log.bytes_after(LogIndex::new(0));
     let laggards = Laggards::new(&config, raft.clone(), net.clone(), log);
     let ask = async {
         let mut ticks = interval(CHECK_INTERVAL);
@@ -59,7 +61,7 @@ pub(crate) async fn run(
         let (mut bytes_then, mut asked_at) = (0, Instant::now());
         loop {
             ticks.tick().await;
-            let bytes_now = shared.appended_bytes.load(Ordering::Relaxed);
+            let bytes_now = found_bytes + shared.appended_bytes.load(Ordering::Relaxed);
             let since = Since {
                 entries: shared.applied.get().saturating_sub(shared.durable.load(Ordering::Acquire)),
                 bytes: bytes_now - bytes_then,

@@ -1,7 +1,7 @@
 //! Snapshots: a durable backend *is* the snapshot.
 //!
 //! Building one makes the backend durable and notes how far; no file is copied. What is handed to openraft is a
-//! [`Checkpoint`], from which the bytes are exported when a peer needs them; what a peer has sent is one, too. The bytes of
+//! [`Checkpoint`], whose bytes are set aside when a peer needs them; what a peer has sent is one, too. The bytes of
 //! that are made ready beside the state in force, and their root is proved, before consensus hears of it: until an
 //! installation ends, consensus answers nobody, so all that is left for it is the switch.
 //!
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::RaftSnapshotBuilder;
 use tally_apply::{Applier, Reads};
-use tally_backend::{Applied, Backend, Export, Staged, StorageError};
+use tally_backend::{Applied, Backend, Export, Frozen, Staged, StorageError};
 
 use crate::background;
 use crate::codec::{CodecError, decode_in_force};
@@ -32,7 +32,7 @@ pub(crate) use mark::{MarkError, finish_install, unmark_install};
 /// A durable state.
 #[derive(Clone, Debug)]
 pub(crate) enum Checkpoint {
-    /// This member's own, from which an export can be made. That may be newer than the position noted here, never older.
+    /// This member's own, which can be set aside. What is may be newer than the position noted here, never older.
     Live(Backend),
     /// A peer's, received whole and made ready to be put in force.
     Received(Received),
@@ -95,6 +95,28 @@ impl Drop for OwnedExport {
     fn drop(&mut self) {
         if let Err(error) = self.0.clone().remove() {
             tracing::warn!(%error, "a snapshot is left behind; the next start deletes it");
+        }
+    }
+}
+
+/// A state that is deleted when it has been sent, or nobody wants it any more.
+#[derive(Debug)]
+pub(crate) struct SetAside(Option<Frozen>);
+
+impl SetAside {
+    pub(crate) fn new(state: Frozen) -> SetAside {
+        SetAside(Some(state))
+    }
+
+    pub(crate) fn state(&self) -> &Frozen {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for SetAside {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(Frozen::remove) {
+            tracing::warn!(%error, "a state that was sent is left behind and keeps its tables; the next start deletes it");
         }
     }
 }
@@ -167,7 +189,7 @@ pub(crate) enum InstallError {
     Twice,
 }
 
-/// Where exports are put while they are sent, or before they are installed: beside the store, on the same disk.
+/// Where states are put while they are sent, or before they are installed: beside the store, on the same disk.
 pub(crate) fn incoming_dir(store: &Path) -> PathBuf {
     store.with_file_name("incoming")
 }

@@ -151,3 +151,53 @@ fn clients_that_call_and_vanish_leave_nothing_behind() {
     eventually("only who asks has a connection", || (tally.metric("tally_connections_open") == 1.0).then_some(()));
     tally.stop();
 }
+
+/// As gRPC's client of Node does, whose calls end with a frame of their own. Answered before that frame, the calls would be
+/// mistakes of the client, and the connection at its end after a thousand of them.
+#[test]
+fn calls_whose_half_is_closed_by_a_frame_of_its_own_do_not_end_the_connection() {
+    const CALLS: u32 = 1_200;
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const GOAWAY: u8 = 7;
+    const END_STREAM: u8 = 1;
+    const CHECK: &str = "/grpc.health.v1.Health/Check";
+    let root = directory();
+    let tally = start(&root.path().join("d"));
+    let mut client = TcpStream::connect(&tally.address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let answered = |client: &mut TcpStream| {
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            client.read_exact(&mut vec![0; length]).unwrap();
+            assert_ne!(head[3], GOAWAY, "the connection is ended");
+            if head[3] == HEADERS && head[4] & END_STREAM != 0 {
+                return u32::from_be_bytes(head[5..].try_into().unwrap());
+            }
+        }
+    };
+    let whole = |stream| [frames::call(stream, CHECK), frames::frame(DATA, END_STREAM, stream, &[0; 5])].concat();
+    let calls: Vec<u32> = (0..CALLS).map(|call| 2 * call + 1).collect();
+    let begun = calls.iter().flat_map(|stream| [frames::call(*stream, CHECK), frames::message(*stream, &[0; 5])]);
+    client.write_all(&[frames::hello(), begun.collect::<Vec<_>>().concat()].concat()).unwrap();
+    // When a later one is answered, the others could have been.
+    let mut left: std::collections::BTreeSet<u32> = calls.iter().copied().collect();
+    client.write_all(&whole(2 * CALLS + 1)).unwrap();
+    loop {
+        let stream = answered(&mut client);
+        if stream == 2 * CALLS + 1 {
+            break;
+        }
+        left.remove(&stream);
+    }
+    let ends: Vec<u8> = calls.iter().flat_map(|stream| frames::frame(DATA, END_STREAM, *stream, &[])).collect();
+    client.write_all(&ends).unwrap();
+    while !left.is_empty() {
+        left.remove(&answered(&mut client));
+    }
+    client.write_all(&whole(2 * CALLS + 3)).unwrap();
+    assert_eq!(answered(&mut client), 2 * CALLS + 3);
+    tally.stop();
+}

@@ -103,6 +103,7 @@ fn metrics_carry_the_names_and_types_of_etcd() {
         ("os_fd_limit", "gauge"),
         ("tally_applied_index", "gauge"),
         ("tally_durable_index", "gauge"),
+        ("tally_quota_used_bytes", "gauge"),
         ("tally_build_info", "gauge"),
         ("tally_unsafe_no_fsync", "gauge"),
     ];

@@ -26,7 +26,6 @@ impl Tree {
     }
 
     /// The number of keys, deleted ones with a history included. O(1).
-    #[allow(dead_code, reason = "part of the interface of the index; the store has no use for it yet")]
     pub(crate) fn keys(&self) -> u64 {
         self.root.summary.keys
     }

@@ -215,6 +215,10 @@ impl Changes {
         }
         let voters = voters(membership);
         let change = if voters.contains(&id) {
+            // Not a matter of strictness: somebody has to vote.
+            if voters.len() == 1 {
+                return Err(MemberError::NotEnoughStarted);
+            }
             if self.strict {
                 self.quorum_without(&voters, id)?;
             }
@@ -287,9 +291,6 @@ impl Changes {
     /// Those who stay must be able to go on alone.
     fn quorum_without(&self, voters: &BTreeSet<u64>, leaving: u64) -> Result<(), MemberError> {
         let stay: BTreeSet<u64> = voters.iter().copied().filter(|voter| *voter != leaving).collect();
-        if stay.is_empty() {
-            return Err(MemberError::NotEnoughStarted);
-        }
         // One that was never started counts for nothing, so it can always leave.
         if !self.is_started(leaving) {
             return Ok(());

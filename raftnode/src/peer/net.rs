@@ -184,11 +184,11 @@ impl Net {
         let mut peers = self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
         match peers.get(&id) {
             Some(peer) => Arc::clone(peer),
+            // Nobody counts what one does that is not kept: the figures of each peer stay for good.
+            None if peers.len() >= PEERS_MAX => Arc::new(Peer::new(id, None)),
             None => {
                 let peer = Arc::new(Peer::new(id, self.inner.config.observer.clone()));
-                if peers.len() < PEERS_MAX {
-                    peers.insert(id, Arc::clone(&peer));
-                }
+                peers.insert(id, Arc::clone(&peer));
                 peer
             }
         }

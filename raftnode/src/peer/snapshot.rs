@@ -1,15 +1,14 @@
-//! Sending a snapshot: an export of the store, streamed on a connection of its own.
+//! Sending a snapshot: the state of the store, set aside and streamed on a connection of its own.
 //!
 //! ```text
-//! sender    Hello   Offer {vote}                                 the stream of the export, in no frames
+//! sender    Hello   Offer {vote}                                 the stream of the state, in no frames
 //! receiver  Hello                                   Go                                             Installed {vote}
 //! ```
-//! The stream carries checksums of its own, of every piece and of every file. It begins only when the receiver has said
-//! that it takes it, because an export costs a reading of the whole store. Which state it is stands in its manifest: newer
-//! than what was asked for, perhaps, never older.
+//! The stream carries checksums of its own, of every piece. It begins only when the receiver has said that it takes it,
+//! because the state that is set aside for it costs a flush, and disk space as long as it is there. Which state it is stands
+//! in its manifest: newer than what was asked for, perhaps, never older.
 
 use std::future::Future;
-use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes};
 use openraft::errors::{NetworkError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::raft::SnapshotResponse;
-use tally_backend::{Backend, ExportError};
+use tally_backend::{Backend, ExportError, Frozen};
 use tokio::sync::mpsc;
 
 use super::body::{Input, put_vote};
@@ -30,11 +29,11 @@ use super::peers::Peer;
 use super::serve;
 use crate::background;
 use crate::codec::CodecError;
-use crate::snapshot::{Checkpoint, OwnedExport, incoming_dir};
+use crate::snapshot::{Checkpoint, SetAside, incoming_dir};
 use crate::types::{RaftVote, Snapshot, TypeConfig};
 
-/// Bytes of the stream that are sent at a time.
-const PIECE_BYTES: usize = 512 << 10;
+/// Bytes of the stream that are sent at a time, at most.
+const PIECE_BYTES: usize = 1 << 20;
 /// Pieces that have been read and not been sent.
 const PIECES_AHEAD: usize = 4;
 /// Before a receiver is asked again that receives, or puts in force, what another leader has sent it.
@@ -63,7 +62,7 @@ enum SendError {
     Closed(#[from] ReplicationClosed),
     #[error("the snapshot was cancelled: it is of a term after that of its sender")]
     Deposed,
-    #[error("the snapshot cannot be exported")]
+    #[error("the state cannot be set aside, or read")]
     Export(#[from] ExportError),
     #[error("member {peer:x}: {reason}")]
     Unreachable { peer: u64, reason: String },
@@ -139,13 +138,13 @@ async fn transmit(net: &Net, peer: &Arc<Peer>, vote: RaftVote, checkpoint: Check
         Answer::Go => {}
         Answer::Installed(installed) => return conclude(peer, installed).await,
     }
-    let export = export(net, checkpoint).await?;
+    let frozen = freeze(net, checkpoint).await?;
     // A leader that has been deposed may have applied what a later one committed: that is not its to send, and the
     // receiver could not tell whose it is.
-    if export.export().applied().term > vote.leader_id().term {
+    if frozen.state().applied().term > vote.leader_id().term {
         return Err(SendError::Deposed);
     }
-    if let Some(installed) = stream(net, &sending, &mut receiving, export).await? {
+    if let Some(installed) = stream(net, &sending, &mut receiving, frozen).await? {
         return conclude(peer, installed).await;
     }
     // That nothing more comes is how the receiver knows that the stream is whole; its checksums say so, too.
@@ -175,32 +174,31 @@ async fn conclude(peer: &Peer, installed: Installed) -> Result<RaftVote, SendErr
     Err(SendError::Refused { peer: peer.id, reason })
 }
 
-/// An export of the state, which is deleted when it has been sent.
-async fn export(net: &Net, checkpoint: Checkpoint) -> Result<Arc<OwnedExport>, SendError> {
+/// The state, set aside until it has been sent.
+async fn freeze(net: &Net, checkpoint: Checkpoint) -> Result<SetAside, SendError> {
     let backend: Backend = match checkpoint {
         Checkpoint::Live(backend) => backend,
         Checkpoint::Received(_) => return Err(ReplicationClosed::new("this snapshot is not in force here yet").into()),
     };
     let host = net.host().ok_or_else(|| ReplicationClosed::new("the member is stopping"))?;
     let dir = incoming_dir(host.live().backend.path());
-    // It reads the whole store once.
-    let exported = background::run("tally-export", move || backend.export(&dir).map(OwnedExport::new)).await;
-    Ok(Arc::new(exported??))
+    let frozen = background::run("tally-freeze", move || backend.freeze(&dir).map(SetAside::new)).await;
+    Ok(frozen??)
 }
 
-/// Sends the stream of the export. If the receiver answers before this is known to be all, that is returned.
+/// Sends the stream of the state. If the receiver answers before this is known to be all, that is returned.
 async fn stream(
     net: &Net,
     sending: &Sending,
     receiving: &mut Receiving,
-    export: Arc<OwnedExport>,
+    frozen: SetAside,
 ) -> Result<Option<Installed>, SendError> {
     let peer = sending.peer();
     let (pieces, mut queue) = mpsc::channel(PIECES_AHEAD);
     let rate = net.inner.config.snapshot_rate_bytes_max;
     // Ends when the queue is dropped, at the latest after the piece it is reading.
     let mut reader =
-        Task::spawn(background::run("tally-send", move || read_pieces(&export, piece_bytes(rate), &pieces)));
+        Task::spawn(background::run("tally-send", move || read_pieces(frozen.state(), piece_bytes(rate), &pieces)));
     let mut pace = Pace::new(rate);
     loop {
         let next = async {
@@ -237,19 +235,20 @@ fn piece_bytes(bytes_per_second: u64) -> usize {
     }
 }
 
-fn read_pieces(export: &OwnedExport, piece_bytes: usize, pieces: &mpsc::Sender<Bytes>) -> Result<(), ExportError> {
-    let mut reader = export.export().reader();
-    let mut offset = 0;
-    loop {
-        let mut piece = Vec::with_capacity(piece_bytes);
-        let read = (&mut reader).take(piece_bytes as u64).read_to_end(&mut piece);
-        let read = read.map_err(|source: io::Error| ExportError::Transport { offset, source })?;
-        offset += read as u64;
-        // If nobody wants it, the one who did knows why.
-        if read == 0 || pieces.blocking_send(piece.into()).is_err() {
-            return Ok(());
+fn read_pieces(frozen: &Frozen, piece_bytes: usize, pieces: &mpsc::Sender<Bytes>) -> Result<(), ExportError> {
+    let mut reader = frozen.reader();
+    while let Some(mut frame) = reader.next_piece()? {
+        // Evenly: a frame is a little more than a power of two, and a last piece of a few bytes costs as much as a large one.
+        let even = frame.len().div_ceil(frame.len().div_ceil(piece_bytes).max(1));
+        while !frame.is_empty() {
+            let piece = frame.split_to(frame.len().min(even));
+            if pieces.blocking_send(piece).is_err() {
+                // If nobody wants it, the one who did knows why.
+                return Ok(());
+            }
         }
     }
+    Ok(())
 }
 
 enum Answer {

@@ -1,6 +1,6 @@
 //! Receiving a snapshot: streamed to disk, checked, and handed to consensus, which puts it in force.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -112,7 +112,7 @@ async fn receive(served: Served, vote: RaftVote) -> Result<RaftVote, ReceiveErro
     let receive = move || Export::receive(&mut Pieces { queue, piece: Bytes::new() }, &dir).map(OwnedExport::new);
     let mut writing = Task::spawn(background::run("tally-receive", receive));
     let (rest, mut body) = inbound.into_raw();
-    // The first byte may take as long as an export of the whole store there.
+    // The first byte may take as long as a flush there.
     let first = net.inner.config.install_timeout.max(STALL_MAX);
     let fed = feed(rest, &mut body, &pieces, first, |bytes| peer.heard(bytes)).await;
     drop(pieces);
@@ -176,22 +176,34 @@ async fn feed(
     }
 }
 
-/// The pieces as something that can be read, on a thread that may block.
+/// The pieces as something that can be read, on a thread that may block. What has come is read where it lies.
 struct Pieces {
     queue: mpsc::Receiver<Bytes>,
     piece: Bytes,
 }
 
-impl Read for Pieces {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+impl BufRead for Pieces {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.piece.is_empty() {
             match self.queue.blocking_recv() {
                 Some(piece) => self.piece = piece,
-                None => return Ok(0),
+                None => break,
             }
         }
-        let count = out.len().min(self.piece.len());
-        self.piece.copy_to_slice(&mut out[..count]);
+        Ok(&self.piece)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.piece.advance(count);
+    }
+}
+
+impl Read for Pieces {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let there = self.fill_buf()?;
+        let count = out.len().min(there.len());
+        out[..count].copy_from_slice(&there[..count]);
+        self.consume(count);
         Ok(count)
     }
 }

@@ -1,5 +1,6 @@
 //! Snapshots on their way: a real store streamed, damaged, cut off, refused.
 
+use std::io::Read as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,7 +92,7 @@ async fn a_whole_store_is_streamed_checked_and_put_in_force() {
     let live = two.live.load();
     assert_eq!((live.reads.applied().root, live.backend.applied().index), (root, 3_000));
     assert_eq!(two.raft.metrics().borrow_watched().membership_config.membership().voter_ids().collect::<Vec<_>>(), [1]);
-    assert_eq!((files(&one), files(&two)), (0, 0), "neither the export nor what was received is left");
+    assert_eq!((files(&one), files(&two)), (0, 0), "neither what was set aside nor what was received is left");
     assert_eq!(one.events.count(|event| matches!(event, NetworkEvent::SnapshotSent { to: 2, .. })), 1);
     assert_eq!(two.events.count(|event| matches!(event, NetworkEvent::SnapshotReceived { from: 1, .. })), 1);
     eventually("the log goes on behind it", || two.shared.purged.load(std::sync::atomic::Ordering::Acquire) == 3_000)
@@ -171,7 +172,7 @@ async fn sent_by_hand(to: &Member, stream: &[u8], vote: RaftVote) -> Option<(Kin
 fn streamed(backend: &Backend) -> Vec<u8> {
     let dir = tempfile::tempdir_in(backend.path().parent().unwrap()).unwrap();
     let mut stream = Vec::new();
-    backend.export(dir.path()).unwrap().write_to(&mut stream).unwrap();
+    backend.freeze(dir.path()).unwrap().reader().read_to_end(&mut stream).unwrap();
     stream
 }
 

@@ -44,10 +44,13 @@ async fn win(state: &Arc<State>, message: CampaignMessage) -> Result<Elected, Ap
     let queue = Queue::new(state, &name);
     let lease = queue.session(lease).await?;
     let entry = queue.enter(lease, value.clone()).await?;
+    // Who goes meanwhile leaves the key, as in etcd: it may be the leader's, who knows nothing of having lost it.
+    let said = match entry.found.as_ref().is_some_and(|found| *found != value) {
+        true => say(&queue, &entry.key, entry.create_revision, lease, value).await.map(drop),
+        false => Ok(()),
+    };
     let leaving = queue.leave_unless_told(&entry);
-    if entry.found.as_ref().is_some_and(|found| *found != value) {
-        say(&queue, &entry.key, entry.create_revision, lease, value).await?;
-    }
+    said?;
     // etcd does not look again, and tells a candidate whose lease ended while it waited that it leads.
     if !entry.is_first && queue.turn(&entry).await?.0.is_none() {
         return Err(ApiError::ElectionNotLeader);

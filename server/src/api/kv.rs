@@ -25,7 +25,7 @@ const SMALL_COST: i64 = 1_024;
 const OTHER_REPLY: ApiError = ApiError::Defect { what: "a command was answered with the reply to another" };
 
 /// What was answered to a write in place of its reply.
-fn no_reply(found: &Reply) -> ApiError {
+pub(crate) fn no_reply(found: &Reply) -> ApiError {
     match found {
         Reply::AnswerTooLarge { limit, wrote: true } => ApiError::AnswerLeftOut { limit: *limit },
         Reply::AnswerTooLarge { limit, wrote: false } => {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tally_apply::{Command, Reply};
 use tally_mvcc::{DeleteRequest, KeyRange};
 
+use crate::api::kv::no_reply;
 use crate::api::queue::Queue;
 use crate::api::state::State;
 use crate::error::ApiError;
@@ -48,6 +49,6 @@ pub(crate) async fn unlock(state: &State, message: UnlockMessage) -> Result<i64,
     let proposed = state.propose(&Command::DeleteRange(DeleteRequest { range, prev_kv: false }));
     match proposed.await.map_err(ApiError::unclassified)? {
         (_, Reply::DeleteRange(reply)) => Ok(reply.revision),
-        _ => Err(ApiError::Defect { what: "an unlock was answered with another reply" }),
+        (_, other) => Err(no_reply(&other)),
     }
 }

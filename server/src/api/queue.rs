@@ -15,6 +15,7 @@ use tally_mvcc::{
 };
 
 use crate::api::follow::{Followed, Follower};
+use crate::api::kv::no_reply;
 use crate::api::range::{self, Begun};
 use crate::api::state::State;
 use crate::error::ApiError;
@@ -174,7 +175,7 @@ impl Queue {
         let proposed = self.state.propose(&Command::Txn(request));
         match proposed.await? {
             (_, Reply::Txn(reply)) => Ok(reply),
-            _ => Err(OTHER_REPLY),
+            (_, other) => Err(no_reply(&other)),
         }
     }
 

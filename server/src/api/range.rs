@@ -22,7 +22,7 @@ const WHOLE_BYTES_MAX: usize = 512 * 1024;
 pub(crate) const ANSWER_BYTES_MAX: usize = tally_apply::ANSWER_BYTES_MAX;
 /// Work that others do not notice waiting for.
 const UNNOTICED: Duration = Duration::from_micros(100);
-/// Stores of up to so many keys may be walked in place, whatever is asked.
+/// Stores of up to so many keys, deleted ones included, may be walked in place, whatever is asked.
 const WALK_KEYS_MAX: u64 = 1_000;
 /// How often a read starts anew because the sweep overtook it.
 const READ_ATTEMPTS: usize = 3;
@@ -134,7 +134,7 @@ pub(crate) fn is_plain(request: &RangeRequest) -> bool {
 /// True if beginning the answer costs no more than a few microseconds.
 fn is_cheap(view: &View, request: &RangeRequest) -> bool {
     request.range.is_single()
-        || view.keys_live() <= WALK_KEYS_MAX
+        || view.keys_known() <= WALK_KEYS_MAX
         || ((request.revision <= 0 || request.revision >= view.revision())
             && (is_plain(request) || request.options.count_only))
 }

@@ -149,10 +149,9 @@ impl State {
         self.sizes.allocated.load(Ordering::Relaxed)
     }
 
-    /// Bytes that the store has, on disk or in memory, whichever is more: what the quota bounds. Keys are compressed on
-    /// disk and not in memory, and leases take more there. Up to a second old.
+    /// Bytes that the store has, on disk or in memory, whichever is more: what the quota bounds. Up to a second old.
     pub(crate) fn occupied_bytes(&self) -> u64 {
-        self.allocated_bytes().max(self.sizes.keys.load(Ordering::Relaxed))
+        self.sizes.occupied()
     }
 
     /// Bytes of them that hold live data; up to a second old.

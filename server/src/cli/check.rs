@@ -21,6 +21,8 @@ use thiserror::Error;
 
 /// Entries applied together when the log is replayed.
 const CHUNK_ENTRIES: usize = 1024;
+/// Bytes of entries at which no more are added to those.
+const CHUNK_BYTES: usize = 64 << 20;
 
 /// Why nothing can be compared.
 #[derive(Debug, Error)]
@@ -177,7 +179,7 @@ fn replay(wal: &Path, metadata: &Metadata, upto: u64) -> Result<u128, CheckError
         .map_err(|source| CheckError::Fresh(Box::new(source)))?;
     let (mut applier, reads) =
         Applier::open(backend.clone(), tally_mvcc::Options::default()).map_err(CheckError::State)?;
-    let mut chunk = Vec::with_capacity(CHUNK_ENTRIES);
+    let (mut chunk, mut chunk_bytes) = (Vec::with_capacity(CHUNK_ENTRIES), 0);
     let mut apply = |chunk: &mut Vec<Committed>| {
         let before = chunk.last().map_or(0, |entry| entry.index + 1);
         applier.apply(chunk).map_err(|source| CheckError::Replay { before, source })?;
@@ -190,14 +192,16 @@ fn replay(wal: &Path, metadata: &Metadata, upto: u64) -> Result<u128, CheckError
         if last.get(slot) != Some(&(number as u64)) {
             continue;
         }
+        chunk_bytes += payload.len();
         chunk.push(Committed {
             index: position.index.get(),
             term: position.term,
             body: body(position.term, payload),
             asked: false,
         });
-        if chunk.len() == CHUNK_ENTRIES {
+        if chunk.len() == CHUNK_ENTRIES || chunk_bytes >= CHUNK_BYTES {
             apply(&mut chunk)?;
+            chunk_bytes = 0;
         }
     }
     if !chunk.is_empty() {

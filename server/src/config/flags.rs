@@ -55,7 +55,8 @@ const DISCOVERY: &str = "bootstrap by discovery is not supported; name the membe
 const AUTH: &str = "users, roles and tokens are not in this version";
 const TRACING: &str = "distributed tracing is not in this version";
 const PROXY: &str = "there is no v2 proxy; this is always a member";
-const CORRUPT: &str = "comparison of the state is always on";
+const CORRUPT: &str = "members do not compare their states by themselves in this version; each start proves its own state, and \
+                       /tally/roots shows the roots of all";
 const ROTATION: &str =
     "the server does not rotate its log files; it appends to them, so logrotate can do it with copytruncate";
 const REBUILD: &str = "rebuilding a cluster from one member's data is not in this version";

@@ -10,12 +10,14 @@ use std::future::poll_fn;
 use std::io::Read as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
 use hyper::body::{Body, Incoming};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::error::{ApiError, Effect};
 use crate::grpc::error::ProtocolError;
@@ -24,6 +26,10 @@ use crate::grpc::error::ProtocolError;
 pub(super) const PREFIX_BYTES: usize = 5;
 /// What messages may be compressed with.
 pub(super) const GZIP: &str = "gzip";
+
+/// How long a client whose call is over is waited for to close its half, and what it may send until then.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+const CLOSE_BYTES_MAX: usize = 64 * 1024;
 
 /// Reads the messages of a request one after the other. Holds nothing between messages.
 pub(crate) struct Messages<B = Incoming> {
@@ -54,6 +60,29 @@ impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
     /// The next message; `None` once the client has closed its half.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Waits a while for the client to close its half, as it does after its only message, if with a frame of its own.
+    ///
+    /// An answer before that would have HTTP/2 reset the stream and forget it, where there are many such; what the client
+    /// sends then, be it only that it closes its half, is taken for a mistake, and of many mistakes the last ends the
+    /// connection. Who sends much more is not waited for.
+    pub(crate) async fn closed(&mut self) {
+        if self.body.is_end_stream() {
+            return;
+        }
+        let mut left = CLOSE_BYTES_MAX;
+        let closed = poll_fn(|cx| {
+            loop {
+                let Some(Ok(frame)) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else { return Poll::Ready(()) };
+                match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                    Some(less) => left = less,
+                    None => return Poll::Ready(()),
+                }
+            }
+        });
+        // Closed or not, it is answered.
+        let _ = timeout(CLOSE_PATIENCE, closed).await;
     }
 
     /// As [`Messages::next`].

@@ -28,7 +28,7 @@ pub(super) async fn answers(state: &Arc<State>, request: pb::RangeRequest) -> Re
     let Unread { scan, permit } = kv::scan(state, message).await?;
     if count_only {
         let last = Some((&state.header(scan.revision()), false, scan.count()));
-        let chunk = write::range_chunk(&[], last);
+        let chunk = write::range_chunk(&[], last)?;
         return Ok(Box::pin(once(async { Ok(chunk) })));
     }
     let chunks = Chunks {
@@ -78,7 +78,7 @@ impl Chunks {
             scan = rest;
             let Some(piece) = piece? else {
                 let header = self.state.header(scan.revision());
-                let last = write::range_chunk(&chunk, Some((&header, scan.more(), scan.count())));
+                let last = write::range_chunk(&chunk, Some((&header, scan.more(), scan.count())))?;
                 return Ok(Some((last, self)));
             };
             let full = std::mem::replace(&mut chunk, piece);
@@ -86,7 +86,7 @@ impl Chunks {
             self.records = adjusted(self.records, chunk_bytes, self.state.request_bytes_max);
             if !full.is_empty() {
                 self.next = Some((scan, chunk));
-                return Ok(Some((write::range_chunk(&full, None), self)));
+                return Ok(Some((write::range_chunk(&full, None)?, self)));
             }
         }
     }

@@ -49,6 +49,7 @@ pub(super) async fn answer(state: &Arc<State>, mut call: Call) -> Response<Reply
     };
     let result = result.and_then(sendable);
     call.running.end(result.as_ref().err());
+    call.messages.closed().await;
     match result {
         Ok(Answer::Whole(message)) => {
             state.metrics.sent(call.route, message.len());

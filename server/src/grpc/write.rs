@@ -181,10 +181,10 @@ pub(super) fn range_in_pieces(header: &Header<'_>, result: RangeResult) -> impl 
 }
 
 /// One message of a range stream: a response without figures, or with them if it is the last.
-pub(super) fn range_chunk(records: &[Record], last: Option<(&Header<'_>, bool, i64)>) -> Bytes {
+pub(super) fn range_chunk(records: &[Record], last: Option<(&Header<'_>, bool, i64)>) -> Result<Bytes, ProtocolError> {
     let figures = last.map_or(0, |(header, more, count)| field_len(header_len(header)) + figures_len(more, count));
     let inner = figures + records_len(records);
-    framed(field_len(inner), |out| {
+    framed_if_short(field_len(inner), |out| {
         put_begin(out, bytes_field(1), inner);
         if let Some((header, ..)) = last {
             put_header(out, header);

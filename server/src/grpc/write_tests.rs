@@ -147,13 +147,13 @@ proptest! {
                 expected(&pb::CompactionResponse { header: full(header) }),
             ),
             (
-                range_chunk(&range_result.kvs, None),
+                range_chunk(&range_result.kvs, None).unwrap(),
                 expected(&pb::RangeStreamResponse {
                     range_response: Some(pb::RangeResponse { kvs: kvs(&range_result.kvs), ..Default::default() }),
                 }),
             ),
             (
-                range_chunk(&range_result.kvs, Some((header, range_result.more, range_result.count))),
+                range_chunk(&range_result.kvs, Some((header, range_result.more, range_result.count))).unwrap(),
                 expected(&pb::RangeStreamResponse { range_response: Some(range_message(full(header), &range_result)) }),
             ),
         ]);

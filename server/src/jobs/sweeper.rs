@@ -15,6 +15,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const WAIT_INTERVAL: Duration = Duration::from_millis(100);
 /// How long old views are waited for; afterwards reads through them fail with a retryable error.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The first pause after a sweep that failed; each is twice the one before, up to the last.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
+const FAILED_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How fast to sweep.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,7 @@ impl Drop for Sweeper {
 fn sweep(reader: impl Fn() -> Reader, config: SweeperConfig, stopped: &Receiver<()>) {
     let mut waiting_since: Option<Instant> = None;
     let mut deleted_total = 0;
+    let mut failed_pause = FAILED_PAUSE;
     loop {
         let patient = waiting_since.is_none_or(|since| since.elapsed() < PATIENCE);
         let limits = SweepLimits { records: config.batch_records, wait_for_views: patient };
@@ -66,7 +70,7 @@ fn sweep(reader: impl Fn() -> Reader, config: SweeperConfig, stopped: &Receiver<
                 if deleted_total > 0 {
                     tracing::info!(deleted_records = deleted_total, "swept what compactions dropped");
                 }
-                (waiting_since, deleted_total) = (None, 0);
+                (waiting_since, deleted_total, failed_pause) = (None, 0, FAILED_PAUSE);
                 LOOK_INTERVAL
             }
             Ok(SweepProgress::Waiting { .. }) => {
@@ -75,13 +79,17 @@ fn sweep(reader: impl Fn() -> Reader, config: SweeperConfig, stopped: &Receiver<
             }
             Ok(SweepProgress::More { deleted, .. }) => {
                 waiting_since = None;
-                deleted_total += deleted;
+                (deleted_total, failed_pause) = (deleted_total + deleted, FAILED_PAUSE);
                 config.pause
             }
             Err(error) => {
-                // A database that fails here fails the next commit too, which ends the process.
-                tracing::error!(%error, "cannot sweep what compactions dropped; it will be tried again");
-                LOOK_INTERVAL
+                // A database that fails to write fails the next commit too, which ends the process. One that is damaged where
+                // nobody else reads would be met for ever.
+                let pause = failed_pause;
+                failed_pause = (failed_pause * 2).min(FAILED_PAUSE_MAX);
+                let again_s = pause.as_secs();
+                tracing::error!(%error, again_s, "cannot sweep what compactions dropped; it will be tried again");
+                pause
             }
         };
         match stopped.recv_timeout(pause) {

@@ -24,6 +24,13 @@ pub(crate) struct Sizes {
     pub(crate) keys: AtomicU64,
 }
 
+impl Sizes {
+    /// What is compared with the quota: keys are compressed on disk and not in memory, and leases take more there.
+    pub(crate) fn occupied(&self) -> u64 {
+        self.allocated.load(Relaxed).max(self.keys.load(Relaxed))
+    }
+}
+
 /// What the figures are read from.
 pub(crate) struct Sources {
     pub(crate) node: Node,
@@ -122,6 +129,9 @@ impl Table {
             })
             .gauge("etcd_server_quota_backend_bytes", "Size of the database above which writes are refused.", |s| {
                 s.quota_bytes as f64
+            })
+            .gauge("tally_quota_used_bytes", "What the quota bounds: bytes on disk, or of keys if that is more.", |s| {
+                s.sizes.occupied() as f64
             })
     }
 

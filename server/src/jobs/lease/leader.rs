@@ -65,15 +65,13 @@ impl Lessor {
     }
 
     fn leave_office(&self) {
-        let left = {
-            let mut state = self.lock();
-            state.queue.demote();
-            state.office.take()
-        };
-        if let Some((_, reads)) = left {
-            reads.listen_to_leases(false);
-            self.turn();
-        }
+        let mut state = self.lock();
+        state.queue.demote();
+        let Some((_, reads)) = state.office.take() else { return };
+        // Under the lock: whoever takes office after this is not kept from listening by it.
+        reads.listen_to_leases(false);
+        drop(state);
+        self.turn();
     }
 
     /// Fills the queue from the table. Linear in the leases, so it is done beside the workers.

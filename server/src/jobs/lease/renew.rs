@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use tally_lease::Renewal;
 use tally_raftnode::{AskError, BoxFuture, LeaderHandler};
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Lessor;
 use super::message::{
@@ -29,6 +29,8 @@ const WAITING_MAX: usize = 100_000;
 const QUESTION_MAX: usize = 4_000;
 /// How long the leader takes to find out what it cannot tell at once, before it has others ask again.
 const WAIT: Duration = Duration::from_secs(1);
+/// Until notes are tried to be cleared again that could not be.
+const CLEAR_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a lease was not renewed, or its time not found out. It may have been renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -221,7 +223,8 @@ impl Lessor {
                 return Some(renewed);
             }
             if !noted.is_empty() {
-                if !self.clear_notes(term, &noted).await {
+                // There may be no room for it in the log's queue: whoever asks again at once makes that no better.
+                if !self.clear_notes(term, &noted).await && timeout_at(deadline, sleep(CLEAR_AGAIN)).await.is_err() {
                     return Some(renewed);
                 }
             } else if !matches!(timeout_at(deadline, turned.changed()).await, Ok(Ok(()))) {

@@ -162,7 +162,9 @@ impl Ran {
     fn look() -> Option<Ran> {
         let figures = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
         let mut figures = figures.split_ascii_whitespace().map(|figure| figure.parse().ok().map(Duration::from_nanos));
-        Some(Ran { ran: figures.next()??, waited: figures.next()?? })
+        let (ran, waited) = (figures.next()??, figures.next()??);
+        // Where it is not counted there are zeros.
+        (!ran.is_zero()).then_some(Ran { ran, waited })
     }
 }
 

@@ -157,7 +157,6 @@ fn clients_that_call_and_vanish_leave_nothing_behind() {
 #[test]
 fn calls_whose_half_is_closed_by_a_frame_of_its_own_do_not_end_the_connection() {
     const CALLS: u32 = 1_200;
-    const DATA: u8 = 0;
     const HEADERS: u8 = 1;
     const GOAWAY: u8 = 7;
     const END_STREAM: u8 = 1;
@@ -178,7 +177,7 @@ fn calls_whose_half_is_closed_by_a_frame_of_its_own_do_not_end_the_connection() 
             }
         }
     };
-    let whole = |stream| [frames::call(stream, CHECK), frames::frame(DATA, END_STREAM, stream, &[0; 5])].concat();
+    let whole = |stream| [frames::call(stream, CHECK), frames::last_message(stream, &[0; 5])].concat();
     let calls: Vec<u32> = (0..CALLS).map(|call| 2 * call + 1).collect();
     let begun = calls.iter().flat_map(|stream| [frames::call(*stream, CHECK), frames::message(*stream, &[0; 5])]);
     client.write_all(&[frames::hello(), begun.collect::<Vec<_>>().concat()].concat()).unwrap();
@@ -192,7 +191,7 @@ fn calls_whose_half_is_closed_by_a_frame_of_its_own_do_not_end_the_connection() 
         }
         left.remove(&stream);
     }
-    let ends: Vec<u8> = calls.iter().flat_map(|stream| frames::frame(DATA, END_STREAM, *stream, &[])).collect();
+    let ends: Vec<u8> = calls.iter().flat_map(|stream| frames::last_message(*stream, &[])).collect();
     client.write_all(&ends).unwrap();
     while !left.is_empty() {
         left.remove(&answered(&mut client));

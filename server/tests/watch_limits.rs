@@ -156,7 +156,7 @@ fn who_asks_for_much_at_once_lets_others_go_first() {
         frames::call(1, "/etcdserverpb.Watch/Watch"),
         frames::message(1, &create.repeat(WATCHERS)),
         frames::call(3, "/grpc.health.v1.Health/Check"),
-        frames::message(3, &[0; 5]),
+        frames::last_message(3, &[0; 5]),
     ];
     let mut client = TcpStream::connect(&tally.address).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();

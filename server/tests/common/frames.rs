@@ -4,6 +4,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 pub fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
@@ -40,4 +41,9 @@ pub fn call(stream: u32, path: &str) -> Vec<u8> {
 /// A part of a call's body.
 pub fn message(stream: u32, content: &[u8]) -> Vec<u8> {
     frame(DATA, 0, stream, content)
+}
+
+/// The last part of a call's body: a call of one message is answered once that is there.
+pub fn last_message(stream: u32, content: &[u8]) -> Vec<u8> {
+    frame(DATA, END_STREAM, stream, content)
 }

@@ -10,6 +10,8 @@ use serde_json::json;
 
 /// More than the windows and socket buffers of a connection between members.
 const IN_FLIGHT_MIB: usize = 40;
+/// More than make a crowd.
+const CROWD: usize = 20;
 
 /// Writes until the log is cut beyond all that can be on its way to a member that has been paused.
 fn cut_off(cluster: &Cluster, leader: usize, value: &str) {
@@ -66,6 +68,8 @@ fn a_state_that_is_received_takes_the_watchers_over() {
     assert_eq!(watch.result()["created"], true);
     let mut future = JsonWatch::on(&node.address, json!({"key": base64("k"), "start_revision": 1_000_000}));
     let mut quiet = JsonWatch::on(&node.address, key("quiet"));
+    // Many that wait for the same are told of it together.
+    let mut crowd: Vec<JsonWatch> = (0..CROWD).map(|_| JsonWatch::on(&node.address, key("k"))).collect();
     // Who waits for a lock, or observes an election, watches as well.
     for id in [7, 8] {
         cluster.node(leader).ok("/v3/lease/grant", &json!({"ID": id, "TTL": 600}));
@@ -77,12 +81,16 @@ fn a_state_that_is_received_takes_the_watchers_over() {
     waits.ask("POST", "/v3/lock/lock", &[], &json!({"name": base64("l"), "lease": 8}).to_string());
     observes.ask("POST", "/v3/election/observe", &[], &json!({"name": base64("e")}).to_string());
     assert_eq!(observes.object()["result"]["kv"]["value"], base64("one"));
-    eventually("both of them watch, beside the four others", || {
-        (node.metric("etcd_debugging_mvcc_watcher_total") == 6.0).then_some(())
+    eventually("both of them watch, beside the others", || {
+        (node.metric("etcd_debugging_mvcc_watcher_total") == (6 + CROWD) as f64).then_some(())
     });
+    eventually("there is a crowd", || (node.metric("tally_watch_crowd_streams") > 0.0).then_some(()));
     let mut revisions = vec![cluster.node(leader).put("k", "seen before")];
     for _ in 0..2 {
         assert_eq!(number(&watch.result()["header"]["revision"]), revisions[0]);
+    }
+    for watch in &mut crowd {
+        assert_eq!(watch.changes(1), [(revisions[0], "k".to_owned(), Some("seen before".to_owned()))]);
     }
     node.signal("STOP");
     revisions.push(cluster.node(leader).put("k", "missed"));
@@ -107,7 +115,10 @@ fn a_state_that_is_received_takes_the_watchers_over() {
         let to = if result["watch_id"].is_null() { &mut single } else { &mut range };
         to.extend(common::watch::changes(&result));
     }
-    assert_eq!((single, range), (expected.clone(), expected));
+    assert_eq!((single, range), (expected.clone(), expected.clone()));
+    for watch in &mut crowd {
+        assert_eq!(watch.changes(3), expected);
+    }
     let last = cluster.node(leader).put("quiet", "now");
     assert_eq!(quiet.changes(1), [(last, "quiet".to_owned(), Some("now".to_owned()))]);
     cluster.node(leader).ok("/v3/lock/unlock", &json!({"key": held["key"]}));

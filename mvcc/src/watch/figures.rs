@@ -8,6 +8,7 @@ pub struct WatchFigures {
     pub(super) streams: Gauge,
     pub(super) watchers: Gauge,
     pub(super) slow: Gauge,
+    pub(super) aside: Gauge,
     pub(super) key_bytes: Gauge,
     pub(super) pending_events: Gauge,
     pub(super) pending_bytes: Gauge,
@@ -31,6 +32,11 @@ impl WatchFigures {
         self.slow.get()
     }
 
+    /// Streams that are aside: another one has their changes handed on.
+    pub fn aside(&self) -> u64 {
+        self.aside.get()
+    }
+
     /// Bytes of the keys that are watched, both ends of a range counted, and each range once.
     pub fn key_bytes(&self) -> u64 {
         self.key_bytes.get()
@@ -44,6 +50,10 @@ impl WatchFigures {
     /// Events handed out, once for each watcher.
     pub fn events(&self) -> u64 {
         self.events.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_events(&self, more: u64) {
+        self.events.fetch_add(more, Ordering::Relaxed);
     }
 }
 

@@ -140,9 +140,9 @@ impl Hub {
 
     /// Takes a stream in, under a number that no other has. Its bell, and whether the store is still written; if it is not,
     /// the bell says so too.
-    pub(super) fn join(&self) -> (Arc<Signal>, bool) {
+    pub(super) fn join(&self, is_counted: bool) -> (Arc<Signal>, bool) {
         let mut index = lock(&self.index);
-        let signal = Arc::new(Signal::new(index.next_stream));
+        let signal = Arc::new(Signal::new(index.next_stream, is_counted));
         index.next_stream += 1;
         if index.closed {
             // Nobody sleeps by it yet.
@@ -150,7 +150,7 @@ impl Hub {
             return (signal, false);
         }
         index.streams.insert(signal.number(), Arc::clone(&signal));
-        self.figures.streams.add(1);
+        self.figures.streams.add(u64::from(is_counted));
         (signal, true)
     }
 
@@ -158,7 +158,7 @@ impl Hub {
         let mut index = lock(&self.index);
         index.behind.remove(&signal.number());
         if index.streams.remove(&signal.number()).is_some() {
-            self.figures.streams.sub(1);
+            self.figures.streams.sub(u64::from(signal.is_counted()));
         }
     }
 

@@ -28,6 +28,7 @@
 //! **Invariant**: publishing costs one lock when nobody watches, and is otherwise in proportion to the topics that are
 //! touched and the streams that watch them; watchers of other keys cost a lookup together, not each.
 
+mod aside;
 mod event;
 mod figures;
 mod history;
@@ -45,6 +46,7 @@ mod watcher;
 #[cfg(test)]
 mod work_tests;
 
+pub use aside::Substitute;
 pub use event::{ENCODINGS, Event};
 pub use figures::WatchFigures;
 pub use history::{History, HistoryRead};

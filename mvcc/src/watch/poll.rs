@@ -19,6 +19,7 @@ const READ_TOGETHER: usize = 64;
 impl WatchStream {
     /// The next thing to do. `Pending` if there is nothing; the waker is called when there is.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        self.come_back();
         let mut marked = Vec::new();
         loop {
             if let Some(delivery) = self.outbox.pop_front() {
@@ -191,8 +192,7 @@ impl WatchStream {
     fn hand_out(&self, delivery: &Delivery) {
         self.discount(delivery);
         if let Delivery::Events(batch) = delivery {
-            let figures = &self.shared.hub.figures;
-            figures.events.fetch_add(batch.events.len() as u64, std::sync::atomic::Ordering::Relaxed);
+            self.shared.hub.figures.count_events(self.counted(batch.events.len()));
         }
     }
 }

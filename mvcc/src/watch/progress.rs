@@ -30,6 +30,11 @@ impl Progress {
         self.requests = self.requests.saturating_add(more).min(PROGRESS_REQUESTS_MAX);
     }
 
+    /// Whether requests wait for their answers.
+    pub(super) fn is_asked(&self) -> bool {
+        self.requests > 0
+    }
+
     /// A watcher is created; `next` has been set.
     pub(super) fn begin(&mut self, watcher: &Watcher) {
         if !watcher.early {

@@ -9,6 +9,8 @@ use crate::shared::lock;
 pub(super) struct Signal {
     /// The stream's number with the hub.
     number: i64,
+    /// Whether the stream is one of those in the figures.
+    is_counted: bool,
     state: Mutex<State>,
 }
 
@@ -63,12 +65,22 @@ pub(super) enum News {
 }
 
 impl Signal {
-    pub(super) fn new(number: i64) -> Signal {
-        Signal { number, state: Mutex::default() }
+    pub(super) fn new(number: i64, is_counted: bool) -> Signal {
+        Signal { number, is_counted, state: Mutex::default() }
     }
 
     pub(super) fn number(&self) -> i64 {
         self.number
+    }
+
+    pub(super) fn is_counted(&self) -> bool {
+        self.is_counted
+    }
+
+    /// Whether there is something for the stream to look at.
+    pub(super) fn has_news(&self) -> bool {
+        let state = lock(&self.state);
+        state.closed || !state.dirty.is_empty()
     }
 
     /// Notes that a group has news, from `revision` on. Returns whom to wake, if the stream sleeps.

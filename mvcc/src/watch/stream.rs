@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::aside::Substitute;
 use super::event::Event;
 use super::hub::{Subscribed, key_bytes};
 use super::progress::Progress;
@@ -49,6 +50,8 @@ pub struct WatchStream {
     pub(super) tick_due: bool,
     /// Previous records that may still be read from the store by whoever polls.
     pub(super) prev_reads_left: u16,
+    /// Who hands the changes on while the stream is aside.
+    pub(super) substitute: Option<Arc<dyn Substitute>>,
 }
 
 /// What to do next.
@@ -117,7 +120,11 @@ pub struct Created {
 impl Reader {
     /// A stream without watchers.
     pub fn watch_stream(&self, limits: WatchLimits) -> WatchStream {
-        let (signal, _) = self.shared.hub.join();
+        self.stream(limits, true)
+    }
+
+    pub(super) fn stream(&self, limits: WatchLimits, is_counted: bool) -> WatchStream {
+        let (signal, _) = self.shared.hub.join(is_counted);
         WatchStream {
             shared: Arc::clone(&self.shared),
             signal,
@@ -137,6 +144,7 @@ impl Reader {
             progress: Progress::default(),
             tick_due: false,
             prev_reads_left: PREV_READS_MAX,
+            substitute: None,
         }
     }
 
@@ -152,6 +160,7 @@ impl WatchStream {
     /// # Errors
     /// [`CreateError`]; the stream and its other watchers are as before.
     pub fn create(&mut self, spec: WatchSpec) -> Result<Created, CreateError> {
+        self.come_back();
         if spec.start < 0 {
             return Err(CreateError::BadStart(spec.start));
         }
@@ -196,7 +205,7 @@ impl WatchStream {
         };
         self.progress.begin(&watcher);
         self.watchers.insert(id, watcher);
-        self.shared.hub.figures.watchers.add(1);
+        self.shared.hub.figures.watchers.add(self.counted(1));
         self.take_progress_back();
         // The past is read from history even if a log still has it: what is compacted is compacted, whoever else watches.
         if next <= revision {
@@ -209,10 +218,11 @@ impl WatchStream {
 
     /// Ends a watcher; false if there is none with this id. Nothing more comes for it. O(log n), and what is to be handed out.
     pub fn cancel(&mut self, id: i64) -> bool {
+        self.come_back();
         let Some(watcher) = self.watchers.remove(id) else { return false };
         self.progress.end(id, &watcher);
         let figures = &self.shared.hub.figures;
-        figures.watchers.sub(1);
+        figures.watchers.sub(self.counted(1));
         if watcher.place != Place::Level {
             self.lagging -= 1;
             figures.slow.sub(1);
@@ -281,15 +291,16 @@ impl WatchStream {
     /// Goes on with another store, each watcher from its next revision: what it has seen does not come again, even if the
     /// other store is not as far. False, and nothing changed, if that one is closed too.
     pub fn attach(&mut self, reader: &Reader) -> bool {
-        let (signal, is_open) = reader.shared.hub.join();
+        let (signal, is_open) = reader.shared.hub.join(self.signal.is_counted());
         if !is_open {
             return false;
         }
+        self.come_back();
         self.settle();
         self.detach();
         (self.shared, self.signal) = (Arc::clone(&reader.shared), signal);
         let figures = &self.shared.hub.figures;
-        figures.watchers.add(self.watchers.len() as u64);
+        figures.watchers.add(self.counted(self.watchers.len()));
         self.outbox.iter().for_each(|delivery| count(figures, delivery));
         (self.todo, self.queued, self.behind) = (VecDeque::new(), Bits::default(), VecDeque::new());
         let reading = self.watchers.values().filter(|watcher| watcher.place == Place::Reading).count();
@@ -432,6 +443,11 @@ impl WatchStream {
         }
     }
 
+    /// What so many are in the figures.
+    pub(super) fn counted(&self, count: usize) -> u64 {
+        if self.signal.is_counted() { count as u64 } else { 0 }
+    }
+
     /// Leaves the hub, and its figures.
     fn detach(&mut self) {
         let hub = &self.shared.hub;
@@ -439,7 +455,7 @@ impl WatchStream {
             hub.unsubscribe(&group.topic, &self.signal);
         }
         self.outbox.iter().for_each(|delivery| self.discount(delivery));
-        hub.figures.watchers.sub(self.watchers.len() as u64);
+        hub.figures.watchers.sub(self.counted(self.watchers.len()));
         hub.figures.slow.sub(self.lagging as u64);
         hub.leave(&self.signal);
     }
@@ -454,6 +470,7 @@ fn count(figures: &super::WatchFigures, delivery: &Delivery) {
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
+        self.come_back();
         self.detach();
     }
 }

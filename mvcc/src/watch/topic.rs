@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 
 use super::event::Event;
+use super::hub::Hub;
 use super::roster::Roster;
 use super::signal::Signal;
 use crate::keyrange::{KeyRange, RangeEnd};
@@ -56,7 +57,14 @@ pub(super) enum Subscribers {
     None,
     One(Subscriber),
     /// In a box, so that a topic with one stream takes less.
-    Many(Box<Roster<Subscriber>>),
+    Many(Box<Many>),
+}
+
+/// The streams of a topic that has several, or had.
+pub(super) struct Many {
+    pub(super) streams: Roster<Subscriber>,
+    /// How many more are aside.
+    aside: usize,
 }
 
 /// A stream that watches a topic, and which of its groups does.
@@ -121,6 +129,22 @@ impl Topic {
 
     pub(super) fn log(&self) -> MutexGuard<'_, Log> {
         lock(&self.log)
+    }
+
+    /// Leaves a stream out from now on, unless it has news or fewer than so many are there. Everything before the revision that
+    /// is returned has been put where the stream finds it.
+    pub(super) fn step_aside(&self, hub: &Hub, signal: &Signal, streams_min: usize) -> Option<i64> {
+        let mut log = self.log();
+        let steps = log.subscribers.len() >= streams_min && !signal.has_news() && log.subscribers.step_aside(signal);
+        // Under the lock: what is published meanwhile is put into this log before the hub says so.
+        steps.then(|| hub.notified() + 1)
+    }
+
+    /// The opposite. Where the topic's log begins.
+    pub(super) fn come_back(&self, one: Subscriber) -> i64 {
+        let mut log = self.log();
+        log.subscribers.come_back(one);
+        log.floor
     }
 }
 
@@ -195,7 +219,7 @@ impl Subscribers {
             Subscribers::One(one) => (Some(one), None),
             Subscribers::Many(all) => (None, Some(all)),
         };
-        one.into_iter().chain(many.into_iter().flat_map(|all| all.values()))
+        one.into_iter().chain(many.into_iter().flat_map(|many| many.streams.values()))
     }
 
     /// The group under which a stream watches. O(log n).
@@ -203,7 +227,7 @@ impl Subscribers {
         let known = match self {
             Subscribers::None => None,
             Subscribers::One(one) => Some(one).filter(|one| one.signal.number() == signal.number()),
-            Subscribers::Many(all) => all.get(signal.number()),
+            Subscribers::Many(many) => many.streams.get(signal.number()),
         };
         known.map(|one| one.group)
     }
@@ -213,14 +237,14 @@ impl Subscribers {
         *self = match std::mem::take(self) {
             Subscribers::None => Subscribers::One(one),
             Subscribers::One(first) => {
-                let mut both = Box::new(Roster::new());
-                both.insert(first.signal.number(), first);
-                both.insert(one.signal.number(), one);
+                let mut both = Box::new(Many { streams: Roster::new(), aside: 0 });
+                both.streams.insert(first.signal.number(), first);
+                both.streams.insert(one.signal.number(), one);
                 Subscribers::Many(both)
             }
-            Subscribers::Many(mut all) => {
-                all.insert(one.signal.number(), one);
-                Subscribers::Many(all)
+            Subscribers::Many(mut many) => {
+                many.streams.insert(one.signal.number(), one);
+                Subscribers::Many(many)
             }
         };
     }
@@ -230,14 +254,39 @@ impl Subscribers {
         let none_is_left = match self {
             Subscribers::None => true,
             Subscribers::One(one) => one.signal.number() == signal.number(),
-            Subscribers::Many(all) => {
-                all.remove(signal.number());
-                all.is_empty()
+            Subscribers::Many(many) => {
+                many.streams.remove(signal.number());
+                many.streams.is_empty() && many.aside == 0
             }
         };
         if none_is_left {
             *self = Subscribers::None;
         }
+    }
+
+    /// Those that are aside among them.
+    fn len(&self) -> usize {
+        match self {
+            Subscribers::None => 0,
+            Subscribers::One(_) => 1,
+            Subscribers::Many(many) => many.streams.len() + many.aside,
+        }
+    }
+
+    /// Leaves a stream out from now on, for whose sake the topic stays. False if it is the only one, or not among them. O(log n).
+    fn step_aside(&mut self, signal: &Signal) -> bool {
+        let Subscribers::Many(many) = self else { return false };
+        let is_there = many.streams.remove(signal.number()).is_some();
+        many.aside += usize::from(is_there);
+        is_there
+    }
+
+    /// The opposite. O(log n).
+    fn come_back(&mut self, one: Subscriber) {
+        if let Subscribers::Many(many) = self {
+            many.aside -= 1;
+        }
+        self.add(one);
     }
 }
 

@@ -144,15 +144,15 @@ fn who_asks_while_a_revision_is_told_is_answered_even_if_that_ends_meanwhile() {
 
 #[test]
 fn streams_of_a_topic_come_and_go_without_a_look_at_the_others() {
-    let signals: Vec<_> = (0..MANY).map(|number| Arc::new(Signal::new(number))).collect();
+    let signals: Vec<_> = (0..MANY).map(|number| Arc::new(Signal::new(number, true))).collect();
     let mut subscribers = Subscribers::default();
     for (group, signal) in (0..).zip(&signals) {
         assert_eq!(subscribers.group_of(signal), None);
         subscribers.add(Subscriber { signal: Arc::clone(signal), group });
     }
     assert!(subscribers.iter().map(|one| one.signal.number()).eq(0..MANY));
-    let Subscribers::Many(all) = &subscribers else { panic!("there are many") };
-    all.walked.set(0);
+    let Subscribers::Many(many) = &subscribers else { panic!("there are many") };
+    many.streams.walked.set(0);
     // The newest first, as a connection may drop them, then from the other end.
     for (group, signal) in (0..MANY as u32).zip(&signals).rev().take(MANY as usize / 2) {
         assert_eq!(subscribers.group_of(signal), Some(group));
@@ -163,8 +163,8 @@ fn streams_of_a_topic_come_and_go_without_a_look_at_the_others() {
         subscribers.remove(signal);
         subscribers.remove(signal);
     }
-    let Subscribers::Many(all) = &subscribers else { panic!("one is left") };
-    assert_eq!((all.len(), all.walked.get()), (1, 0));
+    let Subscribers::Many(many) = &subscribers else { panic!("one is left") };
+    assert_eq!((many.streams.len(), many.streams.walked.get()), (1, 0));
     subscribers.remove(&signals[MANY as usize / 2 - 1]);
     assert!(subscribers.is_empty() && subscribers.iter().next().is_none());
 }

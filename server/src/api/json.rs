@@ -25,7 +25,7 @@ use crate::api::{
     watch,
 };
 use crate::error::{ApiError, Effect};
-use crate::http::Patience;
+use crate::http::{Outlet, Patience};
 use crate::wire::{self, EmptyMessage, Members, RangeWriter, concurrency, decode, response};
 
 /// The body of a result.
@@ -98,6 +98,7 @@ pub(crate) fn no_router(state: &State) -> Router {
 
 async fn handle(state: &Arc<State>, mut request: Request) -> Response {
     let patience = request.extensions_mut().remove::<Patience>();
+    let outlet = request.extensions_mut().remove::<Outlet>();
     let path = request.uri().path();
     let route = match json_route(path) {
         Some(Some(Route::Watch)) if is_websocket(&request) => {
@@ -121,7 +122,7 @@ async fn handle(state: &Arc<State>, mut request: Request) -> Response {
         }
     };
     if route == Route::Watch {
-        return match watch::watch(state, asked, request.into_body()).await {
+        return match watch::watch(state, asked, request.into_body(), outlet).await {
             Ok(body) => success(body),
             Err(error) => refusal(&error),
         };

@@ -278,8 +278,13 @@ impl Metrics {
 
     /// A message, or the body of a JSON response, is sent.
     pub(crate) fn sent(&self, route: Route, bytes: usize) {
-        self.by_route[route as usize].messages_sent.inc();
-        self.sent_bytes.inc_by(bytes as u64);
+        self.sent_to_many(route, bytes, 1);
+    }
+
+    /// The same message is sent to so many.
+    pub(crate) fn sent_to_many(&self, route: Route, bytes: usize, times: u64) {
+        self.by_route[route as usize].messages_sent.inc_by(times);
+        self.sent_bytes.inc_by(bytes as u64 * times);
     }
 
     /// The counter of bytes sent, for answers that are sent in pieces.

@@ -19,12 +19,17 @@
 //! - **Invariant**: one part is made when the one before has left, so a client that does not read costs one.
 //! - **Invariant**: the answer is HTTP's. It goes when HTTP lets go of it, whoever sends it.
 //!
+//! Whoever has the same for many answers need not have each of their connections ask for it: while one rests, it lends its
+//! socket, and takes whole chunks by its [`Outlet`].
+//!
+//! - **Invariant**: an outlet takes nothing from the moment in which its connection goes on until that rests again.
+//!
 //! [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
 
 use std::io::{self, IoSlice, Write as _};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -63,17 +68,25 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where a connection finds the answer that it is to ask itself.
+/// Where a connection finds the answer that it is to ask itself, and the answer its connection.
 #[derive(Default)]
-pub(super) struct Slot(Mutex<Option<Weak<Mutex<Answer>>>>);
+pub(super) struct Slot {
+    answer: Mutex<Option<Weak<Mutex<Answer>>>>,
+    wire: OnceLock<Weak<dyn Lend>>,
+}
 
 impl Slot {
     /// Shows an answer to the connection; HTTP gets what is returned. It must be one over HTTP/1.1, which sends it in
     /// chunks: of no length that is known.
     pub(super) fn share(&self, answer: Tracked) -> Body {
         let answer = Arc::new(Mutex::new(Answer { body: answer, turn: Turn::Http }));
-        *lock(&self.0) = Some(Arc::downgrade(&answer));
+        *lock(&self.answer) = Some(Arc::downgrade(&answer));
         Body(answer)
+    }
+
+    /// For what makes such an answer.
+    pub(super) fn outlet(&self) -> Option<Outlet> {
+        self.wire.get()?.upgrade().map(Outlet)
     }
 }
 
@@ -114,6 +127,17 @@ struct Wire<S> {
     is_blocked: bool,
     /// HTTP is told when something comes, or the client is gone. It is not while it has read what it cannot use yet.
     is_reading: bool,
+    /// What is being sent past HTTP.
+    chunk: Chunk,
+    /// The connection rests until there is more to send past HTTP.
+    is_lent: bool,
+}
+
+impl<S: Socket + AsyncWrite> Wire<S> {
+    /// Sends the rest of the chunk, if there is one.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.chunk.poll_send(cx, &mut self.socket)
+    }
 }
 
 impl<S> Wire<S> {
@@ -168,28 +192,34 @@ pub(super) struct Direct<S> {
     connection: Arc<Connection>,
     /// The answer that is being sent. HTTP may have let go of it.
     answer: Option<Weak<Mutex<Answer>>>,
-    chunk: Chunk,
     /// When it is looked whether the client is there, if HTTP does not.
     look: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S: Socket + AsyncWrite> Direct<S> {
+impl<S: Socket + AsyncWrite + Send + 'static> Direct<S> {
     /// Of a connection, with what its HTTP is to read and write.
     pub(super) fn new(socket: Reporting<S>, connection: Arc<Connection>) -> (Io<S>, Direct<S>) {
-        let wire = Arc::new(Mutex::new(Wire { socket, is_blocked: false, is_reading: true }));
-        (Io(Arc::clone(&wire)), Direct { wire, connection, answer: None, chunk: Chunk::default(), look: None })
+        let chunk = Chunk::default();
+        let wire = Wire { socket, is_blocked: false, is_reading: true, chunk, is_lent: false };
+        let wire = Arc::new(Mutex::new(wire));
+        let lent: Weak<Mutex<Wire<S>>> = Arc::downgrade(&wire);
+        connection.direct.wire.get_or_init(|| lent);
+        (Io(Arc::clone(&wire)), Direct { wire, connection, answer: None, look: None })
     }
+}
 
+impl<S: Socket + AsyncWrite> Direct<S> {
     /// Whether there is an answer to send, after HTTP has had its turn.
     pub(super) fn has_answer(&mut self) -> bool {
         if !self.connection.listens() {
             return false;
         }
-        if let Some(new) = lock(&self.connection.direct.0).take() {
+        if let Some(new) = lock(&self.connection.direct.answer).take() {
             self.answer = Some(new);
         }
         if self.answer.as_ref().is_some_and(|answer| answer.strong_count() == 0) {
             self.answer = None;
+            lock(&self.wire).is_lent = false;
         }
         let looks = self.answer.is_some() && !lock(&self.wire).is_reading;
         if looks != self.look.is_some() {
@@ -214,24 +244,29 @@ impl<S: Socket + AsyncWrite> Direct<S> {
         }
         loop {
             let mut wire = lock(&self.wire);
+            wire.is_lent = false;
             if wire.is_blocked {
                 // It is HTTP that is woken when there is room.
                 return Poll::Pending;
             }
-            ready!(self.chunk.poll_send(cx, &mut wire.socket))?;
+            ready!(wire.poll_send(cx))?;
             drop(wire);
             let mut answer = lock(&answer);
             if !matches!(answer.turn, Turn::Direct) {
                 return Poll::Pending;
             }
-            match ready!(Pin::new(&mut answer.body).poll_frame(cx)) {
-                Some(Ok(part)) => {
+            match Pin::new(&mut answer.body).poll_frame(cx) {
+                Poll::Pending => {
+                    lock(&self.wire).is_lent = true;
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Ok(part))) => {
                     // An empty chunk would be the last.
                     if let Some(data) = part.into_data().ok().filter(|data| !data.is_empty()) {
-                        self.chunk = Chunk::new(data);
+                        lock(&self.wire).chunk = Chunk::new(data);
                     }
                 }
-                end => {
+                Poll::Ready(end) => {
                     answer.turn = Turn::Over(Some(end));
                     self.answer = None;
                     return Poll::Ready(Ok(()));
@@ -241,12 +276,59 @@ impl<S: Socket + AsyncWrite> Direct<S> {
     }
 }
 
-/// A chunk that is being sent.
+/// A part of an answer with the frame of a chunk around it, to be sent to many.
+pub(crate) struct Framed(Bytes);
+
+impl Framed {
+    /// `part` must not be empty: such a chunk would be the last.
+    pub(crate) fn new(part: &[u8]) -> Framed {
+        let Chunk { head, head_bytes, .. } = Chunk::new(Bytes::copy_from_slice(part));
+        Framed([&head[..head_bytes], part, CRLF].concat().into())
+    }
+}
+
+/// The way to the client of an answer, for whoever has chunks for it while its connection rests. It stands among the extensions
+/// of a request whose answer may go on.
+#[derive(Clone)]
+pub(crate) struct Outlet(Arc<dyn Lend>);
+
+impl Outlet {
+    /// Takes a chunk, unless the connection does not rest, or is still at the one before. The client has it after everything that
+    /// was said before, if the connection lasts; `waker` is what it asked its answer with, to go on with the chunk where there is
+    /// no room for it.
+    pub(crate) fn send(&self, chunk: &Framed, waker: &Waker) -> bool {
+        self.0.send(chunk, waker)
+    }
+}
+
+/// [`Outlet`], whatever the socket.
+trait Lend: Send + Sync {
+    fn send(&self, chunk: &Framed, waker: &Waker) -> bool;
+}
+
+impl<S: Socket + AsyncWrite + Send> Lend for Mutex<Wire<S>> {
+    fn send(&self, chunk: &Framed, waker: &Waker) -> bool {
+        let mut wire = lock(self);
+        if !wire.is_lent || wire.is_blocked || !wire.chunk.data.is_empty() {
+            return false;
+        }
+        wire.chunk = Chunk { data: chunk.0.clone(), is_framed: true, ..Chunk::default() };
+        if let Poll::Ready(Err(_)) = wire.poll_send(&mut Context::from_waker(waker)) {
+            // The connection finds that out for itself, as the chunk is still there.
+            waker.wake_by_ref();
+        }
+        true
+    }
+}
+
+/// A chunk that is being sent; none if there is no data.
 #[derive(Default)]
 struct Chunk {
     head: [u8; HEAD_BYTES_MAX],
     head_bytes: usize,
     data: Bytes,
+    /// The frame is around the data already.
+    is_framed: bool,
     /// So much of it all has been.
     sent: usize,
 }
@@ -258,7 +340,7 @@ impl Chunk {
         let written = write!(room, "{:x}\r\n", data.len());
         let head_bytes = HEAD_BYTES_MAX - room.len();
         debug_assert!(written.is_ok(), "there is room for every length");
-        Chunk { head, head_bytes, data, sent: 0 }
+        Chunk { head, head_bytes, data, is_framed: false, sent: 0 }
     }
 
     fn poll_send<S: Socket + AsyncWrite>(
@@ -269,10 +351,11 @@ impl Chunk {
         if self.data.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let bytes = self.head_bytes + self.data.len() + CRLF.len();
+        let end = if self.is_framed { &[] } else { CRLF };
+        let bytes = self.head_bytes + self.data.len() + end.len();
         while self.sent < bytes {
-            let mut parts = [&self.head[..self.head_bytes], &self.data, CRLF].map(IoSlice::new);
-            let mut left = &mut parts[..];
+            let mut parts = [&self.head[..self.head_bytes], &self.data, end].map(IoSlice::new);
+            let mut left = if self.is_framed { &mut parts[1..2] } else { &mut parts[..] };
             IoSlice::advance_slices(&mut left, self.sent);
             match ready!(Pin::new(&mut *socket).poll_write_vectored(cx, left))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),

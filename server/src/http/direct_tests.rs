@@ -39,6 +39,8 @@ struct Served {
     taken: Arc<AtomicUsize>,
     /// Streams have no parts.
     over_at_once: Arc<AtomicBool>,
+    /// The way to the client, as the newest answer has it, with what it was asked by.
+    outlet: Arc<Mutex<Option<(Outlet, Waker)>>>,
     arrived: Vec<u8>,
 }
 
@@ -58,13 +60,17 @@ impl Served {
         let taken = Arc::new(AtomicUsize::new(0));
         let over_at_once = Arc::new(AtomicBool::new(false));
         let (counter, is_over) = (Arc::clone(&taken), Arc::clone(&over_at_once));
-        let listen = move || {
-            let (parts, stream) = unbounded_channel::<Bytes>();
+        let outlet: Arc<Mutex<Option<(Outlet, Waker)>>> = Arc::default();
+        let way = Arc::clone(&outlet);
+        let listen = move |request: axum::extract::Request| {
+            let (parts, mut stream) = unbounded_channel::<Bytes>();
+            let (way, lent) = (Arc::clone(&way), request.extensions().get::<Outlet>().cloned());
             if !is_over.load(Relaxed) {
                 opened.send(parts).unwrap();
             }
-            let stream = futures_util::stream::unfold(stream, |mut stream| async move {
-                stream.recv().await.map(|part| (Ok::<_, std::convert::Infallible>(part), stream))
+            let stream = futures_util::stream::poll_fn(move |cx| {
+                *lock(&way) = lent.clone().map(|outlet| (outlet, cx.waker().clone()));
+                stream.poll_recv(cx).map(|part| part.map(Ok::<_, std::convert::Infallible>))
             });
             let counter = Arc::clone(&counter);
             let body = axum::body::Body::from_stream(stream.inspect(move |_| {
@@ -77,7 +83,7 @@ impl Served {
         let place = Arc::new(Connections::new(Limits::default())).admit().unwrap();
         let shared = Arc::clone(&place.connection);
         tokio::spawn(connection(SETTINGS, 8 << 10, socket, front, place));
-        Served { client, shared, streams, taken, over_at_once, arrived: Vec::new() }
+        Served { client, shared, streams, taken, over_at_once, outlet, arrived: Vec::new() }
     }
 
     /// Opens a stream whose answer has begun.
@@ -99,6 +105,12 @@ impl Served {
             let read = read.unwrap_or_else(|_| panic!("nothing came after {} bytes", self.arrived.len())).unwrap();
             assert!(read > 0, "the connection has ended after {}", String::from_utf8_lossy(&self.arrived));
         }
+    }
+
+    /// Puts a chunk with this part into the newest answer's outlet.
+    fn put(&self, part: &[u8]) -> bool {
+        let (outlet, waker) = lock(&self.outlet).clone().expect("there is an outlet");
+        outlet.send(&Framed::new(part), &waker)
     }
 
     /// Lets the connection go on until it can no more.
@@ -159,6 +171,72 @@ async fn nothing_overtakes_what_http_has_to_send() {
     served.expect(b"0\r\n\r\n").await;
     let expected = [chunk(&[b'a'; 1_000]), chunk(b"bbbbb"), b"0\r\n\r\n".to_vec()].concat();
     assert!(served.arrived.ends_with(&expected), "{}", String::from_utf8_lossy(&served.arrived));
+}
+
+#[tokio::test]
+async fn what_is_put_into_the_outlet_comes_whole_and_in_its_place() {
+    for room in [7, 64, 1 << 20] {
+        let mut served = Served::with_room(room);
+        for _ in 0..2 {
+            let parts = served.listen().await;
+            assert!(served.put(&[b'a'; 500]));
+            let goes_on = room > 500;
+            // There is one on the way for which there is no room.
+            assert_eq!(served.put(b"b"), goes_on);
+            parts.send(part(b'c', 300)).unwrap();
+            let mut expected = chunk(&[b'a'; 500]);
+            if goes_on {
+                expected.extend(chunk(b"b"));
+            }
+            expected.extend(chunk(&[b'c'; 300]));
+            served.expect(&chunk(&[b'c'; 300])).await;
+            assert!(served.arrived == expected, "{}", String::from_utf8_lossy(&served.arrived));
+            served.settle().await;
+            served.arrived.clear();
+            assert!(served.put(&[b'd'; 100]));
+            drop(parts);
+            served.expect(b"0\r\n\r\n").await;
+            assert_eq!(served.arrived, [chunk(&[b'd'; 100]), b"0\r\n\r\n".to_vec()].concat());
+            served.arrived.clear();
+            served.settle().await;
+            assert!(!served.put(b"x"), "the answer is over");
+        }
+        served.client.write_all(ASK).await.unwrap();
+        served.expect(b"\r\n\r\n1").await;
+    }
+}
+
+/// HTTP has not sent what it was given, or the connection is at a part of its own.
+#[tokio::test]
+async fn a_connection_that_is_busy_is_not_lent() {
+    let mut served = Served::with_room(64);
+    served.client.write_all(LISTEN).await.unwrap();
+    let parts = served.streams.recv().await.unwrap();
+    parts.send(part(b'a', 1_000)).unwrap();
+    served.settle().await;
+    assert!(!served.put(b"x"));
+    served.expect(&chunk(&[b'a'; 1_000])).await;
+    served.settle().await;
+    parts.send(part(b'b', 1_000)).unwrap();
+    served.settle().await;
+    assert!(!served.put(b"x"));
+    served.arrived.clear();
+    served.expect(&chunk(&[b'b'; 1_000])).await;
+    assert_eq!(served.arrived, chunk(&[b'b'; 1_000]));
+    served.settle().await;
+    assert!(served.put(b"c"));
+    served.expect(&chunk(b"c")).await;
+}
+
+#[tokio::test]
+async fn a_chunk_for_a_client_that_is_gone_ends_the_stream() {
+    for bytes in [1, 500] {
+        let mut served = Served::with_room(64);
+        let parts = served.listen().await;
+        drop(std::mem::replace(&mut served.client, duplex(1).0));
+        served.put(&part(b'x', bytes));
+        parts.closed().await;
+    }
 }
 
 #[tokio::test]

@@ -66,6 +66,12 @@ impl Front {
         }
         let version = request.version();
         let offers = offers(&place.connection, version, route);
+        if version == Version::HTTP_11
+            && route == Some(Route::Watch)
+            && let Some(outlet) = place.connection.direct.outlet()
+        {
+            request.extensions_mut().insert(outlet);
+        }
         match &self.grpc {
             Some(grpc) if is_grpc(&request) => {
                 let response = grpc.call(request).await;

@@ -31,6 +31,7 @@ use tokio::net::{TcpStream, UnixStream};
 use connections::{Connection, Order, Place};
 pub(crate) use connections::{Connections, Patience};
 use direct::Direct;
+pub(crate) use direct::{Framed, Outlet};
 pub(crate) use front::Front;
 pub(crate) use lanes::Lanes;
 pub(crate) use limits::{Limits, descriptor_limit, raise_descriptor_limit};

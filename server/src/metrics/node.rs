@@ -115,6 +115,9 @@ impl Table {
             .gauge("etcd_debugging_mvcc_slow_watcher_total", "Watchers that read history to catch up.", |s| {
                 s.reads().kv().watch_figures().slow_watchers() as f64
             })
+            .gauge("tally_watch_crowd_streams", "Watch streams that are told of changes in a crowd.", |s| {
+                s.reads().kv().watch_figures().aside() as f64
+            })
             .counter("etcd_debugging_mvcc_events_total", "Events sent to watchers.", |s| {
                 s.reads().kv().watch_figures().events()
             })

@@ -14,6 +14,7 @@ use super::session::{Filled, Response, Session};
 use super::slot;
 use crate::api::{Asked, Metrics, Route, Running, State};
 use crate::error::{ApiError, Effect};
+use crate::http::Outlet;
 use crate::wire::{self, Objects, WatchFields, WatchMessage};
 
 /// Clients take each chunk of the body for one message, as etcd's gateway sends them. hyper puts chunks that are ready
@@ -26,7 +27,12 @@ const FIRST_REQUEST: Duration = Duration::from_millis(100);
 const BESIDE_EVENTS_BYTES: usize = 256;
 
 /// Opens a watch stream over the body of a request.
-pub(crate) async fn watch(state: &Arc<State>, asked: Asked, body: Body) -> Result<Body, ApiError> {
+pub(crate) async fn watch(
+    state: &Arc<State>,
+    asked: Asked,
+    body: Body,
+    outlet: Option<Outlet>,
+) -> Result<Body, ApiError> {
     let running = state.metrics.begin(Route::Watch, None);
     let session = match Session::open(state, asked.requires_leader) {
         Ok(session) => session,
@@ -38,7 +44,7 @@ pub(crate) async fn watch(state: &Arc<State>, asked: Asked, body: Body) -> Resul
     let requests = Requests { body: Some(body), objects: Objects::default(), limit: state.body_bytes_max };
     let metrics = Arc::clone(&state.metrics);
     let deadline = asked.deadline.map(|deadline| Box::pin(sleep_until(deadline)));
-    let mut lines = Lines { session: Some(session), requests, metrics, running: Some(running), deadline };
+    let mut lines = Lines { session: Some(session), requests, metrics, running: Some(running), deadline, outlet };
     match timeout(FIRST_REQUEST, std::future::poll_fn(|cx| lines.poll_first(cx))).await {
         Ok(Err(error)) => {
             if let Some(running) = lines.running.take() {
@@ -102,6 +108,8 @@ struct Lines {
     running: Option<Running>,
     /// When the client waits no longer.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// The way to the client, if it can be lent.
+    outlet: Option<Outlet>,
 }
 
 impl Lines {
@@ -175,16 +183,20 @@ impl HttpBody for Lines {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if self.session.is_none() {
-            return Poll::Ready(None);
-        }
+        let Some(session) = &mut self.session else { return Poll::Ready(None) };
+        session.leave_crowd();
         let mut out = Vec::new();
         if !self.fill(&mut out, cx) {
             self.session = None;
         }
-        if out.is_empty() {
-            return if self.session.is_none() { Poll::Ready(None) } else { Poll::Pending };
+        if !out.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(out.into()))));
         }
-        Poll::Ready(Some(Ok(Frame::data(out.into()))))
+        let Lines { session, outlet, .. } = &mut *self;
+        let Some(session) = session else { return Poll::Ready(None) };
+        if let Some(outlet) = outlet {
+            session.join_crowd(outlet, cx.waker());
+        }
+        Poll::Pending
     }
 }

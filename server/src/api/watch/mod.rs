@@ -7,12 +7,14 @@
 //! ```
 //!
 //! There is no task and no queue per stream: whoever sends asks for the next response when there is room for it. A client
-//! that does not read costs what is being sent, and its watchers go on from history once it does.
+//! that does not read costs what is being sent, and its watchers go on from history once it does. Many streams of JSON lines
+//! that wait for the same form a [`crowd`], which is told of it together.
 //!
 //! **Invariant**: a request is taken only after everything before has been handed on, so answers come in the order of
 //! requests, and a client that asks without reading is not listened to.
 //! **Invariant**: an event is encoded once for each wire form, with and without what the key had before.
 
+mod crowd;
 mod lines;
 mod session;
 mod socket;

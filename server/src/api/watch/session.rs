@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,9 +15,11 @@ use tally_mvcc::{
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::crowd::CROWD_MIN;
 use super::streams::Place;
 use crate::api::state::State;
 use crate::error::{ApiError, Effect};
+use crate::http::Outlet;
 use crate::preflight::MESSAGE_OVERHEAD_BYTES;
 use crate::wire::{WatchCreateMessage, WatchMessage};
 
@@ -88,6 +90,13 @@ impl Response {
             fragment: false,
             events: None,
         }
+    }
+
+    /// All changes of a batch.
+    pub(super) fn whole(batch: Batch) -> Response {
+        let Batch { id, revision, events: all, prev_kv, .. } = batch;
+        let events = Events { part: 0..all.len(), all, prev_kv };
+        Response { events: Some(events), ..Response::about(id, revision) }
     }
 
     /// The changes, each as `encode` makes it for the first who asks; `slot` is for events without the previous record.
@@ -300,6 +309,20 @@ impl Session {
                 Poll::Ready(None) => self.close(),
             }
         }
+    }
+
+    /// Has a crowd tell the client of changes from now on, if there is nothing else to tell it and many wait for the same.
+    /// `waker` is called when something else comes up.
+    pub(super) fn join_crowd(&mut self, outlet: &Outlet, waker: &Waker) {
+        if self.said.is_empty() && self.history.is_none() && self.ticker.is_none() {
+            let Session { state, stream, .. } = self;
+            stream.step_aside(CROWD_MIN, |spec| state.watches.crowds.join(state, spec, outlet, waker));
+        }
+    }
+
+    /// The opposite; also whatever else is asked of the session comes after it.
+    pub(super) fn leave_crowd(&mut self) {
+        self.stream.come_back();
     }
 
     fn response(&mut self, delivery: Delivery) -> Result<Response, ApiError> {

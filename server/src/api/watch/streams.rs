@@ -12,6 +12,7 @@ use tally_raftnode::Node;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::crowd::Crowds;
 use crate::error::{ApiError, Effect};
 
 /// Watch streams that are open at the same time; further ones are refused.
@@ -31,6 +32,7 @@ pub(crate) struct Watches {
     leaderless: AtomicBool,
     corrupt: AtomicBool,
     pub(super) history_reads: Arc<Semaphore>,
+    pub(super) crowds: Crowds,
     /// Time between two notifications of progress, before the jitter.
     pub(super) progress_interval: Duration,
 }
@@ -43,6 +45,8 @@ pub(crate) struct Place {
 }
 
 impl Watches {
+    /// # Panics
+    /// Outside of a runtime; that one is home.
     pub(crate) fn new(progress_interval: Duration) -> Watches {
         Watches {
             open: Mutex::default(),
@@ -51,6 +55,7 @@ impl Watches {
             leaderless: AtomicBool::new(false),
             corrupt: AtomicBool::new(false),
             history_reads: Arc::new(Semaphore::new(HISTORY_READS_MAX)),
+            crowds: Crowds::here(),
             progress_interval,
         }
     }

@@ -1,8 +1,9 @@
 //! Files that become durable while they are written: a thread beside the one that writes syncs them.
 //!
-//! A disk and a processor that take turns are each idle half of the time. Here a large piece is synced while the next is
-//! written, and no more than that. But whoever shares the disk waits behind these pieces, so where others are busy, which the
-//! thread that writes sees by having to wait for a processor itself, pieces are small, with a pause after each.
+//! A disk and a processor that take turns are each idle half of the time. Here a large piece is synced while the next ones are
+//! written, of which a few may wait, so that neither side waits for the other as soon as that is a little slower. But whoever
+//! shares the disk waits behind these pieces, so where others are busy, which the thread that writes sees by having to wait
+//! for a processor itself, pieces are small, with a pause after each.
 //!
 //! **Invariant**: when [`syncing`] returns without an error, everything that was finished is durable, names aside.
 
@@ -20,6 +21,8 @@ use crate::error::{ExportError, FileError};
 /// Bytes of a file that are written before they are synced, and where others are busy.
 const PIECE_BYTES: u64 = 4 << 20;
 const SMALL_PIECE_BYTES: u64 = 512 << 10;
+/// Pieces that wait while one is synced. With none the disk waited for the processor at every one that took a little longer.
+const PIECES_WAITING: usize = 3;
 /// The longest pause after a small piece.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// Others are busy if a thread has to wait for a processor for so much of the time in which it wants to run. On two cores that
@@ -30,12 +33,16 @@ const NEWEST_SHARE: f32 = 0.1;
 
 /// Where files are created that become durable.
 pub(crate) struct Durable {
-    /// Taken from only when the sync before has ended. With nothing it just waits for that.
-    queue: SyncSender<Option<Piece>>,
+    queue: SyncSender<Order>,
     waits: Waits,
 }
 
-/// What is to be synced.
+/// What the other thread does when everything before has been done.
+enum Order {
+    Sync(Piece),
+    Tell(SyncSender<()>),
+}
+
 struct Piece {
     file: Arc<File>,
     path: Arc<Path>,
@@ -49,8 +56,8 @@ pub(crate) fn syncing<T>(
     write: impl FnOnce(&Durable) -> Result<T, ExportError>,
 ) -> Result<T, ExportError> {
     thread::scope(|scope| {
-        let (queue, pieces) = sync_channel(0);
-        let syncer = thread::Builder::new().name("tally-sync".to_owned()).spawn_scoped(scope, move || sync(&pieces));
+        let (queue, orders) = sync_channel(PIECES_WAITING);
+        let syncer = thread::Builder::new().name("tally-sync".to_owned()).spawn_scoped(scope, move || sync(&orders));
         let syncer = syncer.map_err(FileError::on("start a thread that syncs", directory))?;
         let durable = Durable { queue, waits: Waits::new() };
         let written = write(&durable);
@@ -60,10 +67,15 @@ pub(crate) fn syncing<T>(
     })
 }
 
-fn sync(pieces: &Receiver<Option<Piece>>) -> Result<(), FileError> {
-    for Piece { file, path, is_last } in pieces.iter().flatten() {
-        let synced = if is_last { file.sync_all() } else { file.sync_data() };
-        synced.map_err(FileError::on("sync", &path))?;
+fn sync(orders: &Receiver<Order>) -> Result<(), FileError> {
+    for order in orders {
+        match order {
+            Order::Sync(Piece { file, path, is_last }) => {
+                let synced = if is_last { file.sync_all() } else { file.sync_data() };
+                synced.map_err(FileError::on("sync", &path))?;
+            }
+            Order::Tell(waits) => drop(waits.send(())),
+        }
     }
     Ok(())
 }
@@ -96,7 +108,7 @@ impl DurableFile<'_> {
         self.sync(false)?;
         if busy {
             let began = Instant::now();
-            self.hand_over(None)?;
+            self.wait()?;
             // As long again, the disk is for the others.
             thread::sleep(began.elapsed().min(PAUSE_MAX));
         }
@@ -110,12 +122,22 @@ impl DurableFile<'_> {
     }
 
     fn sync(&self, is_last: bool) -> Result<(), FileError> {
-        self.hand_over(Some(Piece { file: Arc::clone(&self.file), path: Arc::clone(&self.path), is_last }))
+        self.order(Order::Sync(Piece { file: Arc::clone(&self.file), path: Arc::clone(&self.path), is_last }))
     }
 
-    fn hand_over(&self, piece: Option<Piece>) -> Result<(), FileError> {
-        let ended = |_| FileError::on("sync", &self.path)(io::Error::other("an earlier sync failed"));
-        self.durable.queue.send(piece).map_err(ended)
+    /// Until everything has been synced.
+    fn wait(&self) -> Result<(), FileError> {
+        let (tells, told) = sync_channel(1);
+        self.order(Order::Tell(tells))?;
+        told.recv().map_err(|_| self.ended())
+    }
+
+    fn order(&self, order: Order) -> Result<(), FileError> {
+        self.durable.queue.send(order).map_err(|_| self.ended())
+    }
+
+    fn ended(&self) -> FileError {
+        FileError::on("sync", &self.path)(io::Error::other("an earlier sync failed"))
     }
 }
 
@@ -232,7 +254,7 @@ mod tests {
             loop {
                 file.write(&[0; PIECE_BYTES as usize])?;
                 pieces += 1;
-                assert!(pieces < 3, "nothing tells the writer");
+                assert!(pieces < 3 + PIECES_WAITING, "nothing tells the writer");
             }
         });
         let error = written.unwrap_err();

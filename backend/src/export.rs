@@ -238,7 +238,7 @@ impl Drop for Unfinished {
 }
 
 /// The position in the tables of a directory, which is not changed by the look.
-pub(crate) fn position_of(path: &Path) -> Result<Applied, ExportError> {
+fn position_of(path: &Path) -> Result<Applied, ExportError> {
     let engine = Engine::open_read_only(path)?;
     Ok(read_applied(&engine, engine.read_options(), path)?.unwrap_or_default())
 }

@@ -8,7 +8,7 @@ use crate::applied::Applied;
 use crate::backend::{Backend, Inner, lock, same_identity};
 use crate::config::Config;
 use crate::error::{ExportError, FileError, InstallError, StorageError};
-use crate::export::{Export, position_of, verify_file};
+use crate::export::{Export, verify_file};
 use crate::failpoint::{Failpoints, Step};
 use crate::layout::{Directory, Generation, Staging, sync_directory, sync_file};
 use crate::pointer::Pointer;
@@ -125,8 +125,9 @@ fn stage(
     export.check_names()?;
     let generation = directory.make_generation(first, &config.failpoints)?;
     copy_files(export, &generation, &config.failpoints)?;
-    verify_position(export, &generation, &config.failpoints)?;
+    let failpoints = config.failpoints.clone();
     let backend = Backend::open_generation(config, directory, generation, false)?;
+    verify_position(export, &backend, &failpoints)?;
     Ok(Staged { backend, old, first, _staging: staging })
 }
 
@@ -142,7 +143,10 @@ fn copy_files(export: &Export, generation: &Generation, failpoints: &Failpoints)
         if !(linked && export.checked) {
             verify_file(&to, file).map_err(|error| name_source(error, &from))?;
         }
-        sync_file(&to)?;
+        // What is checked has been made durable, and the link becomes it with the directory.
+        if !(linked && export.checked) {
+            sync_file(&to)?;
+        }
         failpoints.pass(Step::FileStaged, &to).map_err(FileError::on("stage", &to))?;
     }
     sync_directory(generation.path())?;
@@ -158,12 +162,13 @@ fn name_source(error: ExportError, from: &Path) -> ExportError {
     }
 }
 
-fn verify_position(export: &Export, generation: &Generation, failpoints: &Failpoints) -> Result<(), InstallError> {
-    let found = position_of(generation.path())?;
+/// Where the staged state stands must be what the manifest says.
+fn verify_position(export: &Export, staged: &Backend, failpoints: &Failpoints) -> Result<(), InstallError> {
+    let found = staged.applied();
     if &found != export.applied() {
         let expected = Box::new(export.applied().clone());
         return Err(InstallError::Position { path: export.path().to_path_buf(), found: Box::new(found), expected });
     }
-    let passed = failpoints.pass(Step::StagedOpened, generation.path());
-    Ok(passed.map_err(FileError::on("verify", generation.path()))?)
+    let path = staged.inner.generation.path();
+    Ok(failpoints.pass(Step::StagedOpened, path).map_err(FileError::on("verify", path))?)
 }

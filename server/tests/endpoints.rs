@@ -104,6 +104,7 @@ fn metrics_carry_the_names_and_types_of_etcd() {
         ("tally_applied_index", "gauge"),
         ("tally_durable_index", "gauge"),
         ("tally_quota_used_bytes", "gauge"),
+        ("tally_watch_crowd_streams", "gauge"),
         ("tally_build_info", "gauge"),
         ("tally_unsafe_no_fsync", "gauge"),
     ];

@@ -18,7 +18,8 @@
 //! Watchers of one range share a topic, whatever stream they are on. A watcher is a cursor: the next revision that it has
 //! not been given. Nothing is queued for it. What it has not taken stands in its topic's log as long as the window has
 //! room, and in the store's history after that; so a watcher that does not keep up costs nothing, loses nothing, and is
-//! level again as soon as its cursor has reached the floor of its topic's log.
+//! level again as soon as its cursor has reached the floor of its topic's log. Where very many streams wait for the same,
+//! they may step aside, and another one hands on what comes (see [`aside`]).
 //!
 //! **Invariant**: a topic's log holds every event of its range from `floor` to the last revision that the hub was told of.
 //! **Invariant**: a watcher is given the events from its cursor on, whole revisions at a time, and its cursor never goes

@@ -144,11 +144,16 @@ fn joined<T>(handle: Handle<'_, T>) -> Result<T> {
     handle.join().map_err(|_| Error::Check("a thread panicked".to_owned()))?
 }
 
-/// Which streams there are: on every node one that is steady, one that is slow, and enough of the others for all watchers.
+/// Streams that are alike: more than a server needs to tell them of changes together.
+const ALIKE: usize = 20;
+
+/// Which streams there are: on every node one that is steady, one that is slow, and enough of the others for all watchers; and on
+/// the first those that are alike.
 fn tempers(nodes: usize, watchers: usize) -> Vec<(usize, Temper)> {
     let per_node = watchers.div_ceil(nodes * PER_STREAM);
     let of_keys = (0..per_node).map(|place| if place % 3 == 0 { Temper::Restless } else { Temper::Fresh });
     let one: Vec<Temper> = [Temper::Steady, Temper::Slow].into_iter().chain(of_keys).collect();
-    let every = (0..nodes).flat_map(|node| one.iter().map(move |temper| (node, *temper)));
+    let alike = std::iter::repeat_n((0, Temper::Alike), ALIKE);
+    let every = (0..nodes).flat_map(|node| one.iter().map(move |temper| (node, *temper))).chain(alike);
     if watchers == 0 { Vec::new() } else { every.collect() }
 }

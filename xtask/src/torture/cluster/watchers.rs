@@ -6,9 +6,10 @@
 //! | steady | everything | reads all the time, asks nothing, goes on after a break |
 //! | slow | everything, with what was replaced | reads in bursts, so that the server has to wait for it |
 //! | restless | keys and groups of keys | breaks off by itself and goes on, often on another node |
+//! | alike | everything, all of them on one node by one kind of watcher | as if steady, but it breaks off, and mostly comes back there |
 //! | fresh | keys and groups of keys | makes, cancels and asks for progress all the time, then forgets all and begins anew |
 //!
-//! Those of the first two, and every other one of the last two, ask nothing once the writers stop: see [`ending`].
+//! Those who watch everything, and every other one of the rest, ask nothing once the writers stop: see [`ending`].
 //!
 //! **Invariant**: `next` of a watcher is the first revision that it has not been told everything of; whatever breaks, that is
 //! where it goes on.
@@ -48,6 +49,8 @@ pub(crate) enum Temper {
     Steady,
     Slow,
     Restless,
+    /// With enough of them a server tells them of changes together.
+    Alike,
     Fresh,
 }
 
@@ -85,6 +88,7 @@ struct Watching<'run> {
     shared: &'run Shared,
     addresses: &'run [SocketAddr],
     number: u32,
+    home: usize,
     node: usize,
     temper: Temper,
     rng: Rng,
@@ -111,6 +115,7 @@ pub(crate) fn run(
         shared,
         addresses,
         number,
+        home: node,
         node,
         temper,
         rng,
@@ -166,7 +171,7 @@ impl Watching<'_> {
 
     /// Whether its watchers are told of every revision there is.
     fn follows_everything(&self) -> bool {
-        matches!(self.temper, Temper::Steady | Temper::Slow)
+        matches!(self.temper, Temper::Steady | Temper::Slow | Temper::Alike)
     }
 
     /// Whether it watches keys and asks nothing once the writers stop.
@@ -183,7 +188,7 @@ impl Watching<'_> {
     fn begin(&mut self) {
         self.watchers.clear();
         let many = match self.temper {
-            Temper::Steady | Temper::Slow => 1,
+            Temper::Steady | Temper::Slow | Temper::Alike => 1,
             Temper::Restless => PER_STREAM,
             Temper::Fresh => PER_STREAM * 2 / 3,
         };
@@ -199,7 +204,10 @@ impl Watching<'_> {
             _ => (true, true),
         };
         let mut chance = |of: u64| self.rng.below(of) == 0;
-        let (previous, notified, fragments) = (self.temper == Temper::Slow || chance(2), chance(3), chance(3));
+        let (previous, notified, fragments) = match self.temper {
+            Temper::Alike => (false, false, false),
+            temper => (temper == Temper::Slow || chance(2), chance(3), chance(3)),
+        };
         // A notice would wake whom the store forgot.
         let notified = notified && self.temper != Temper::Steady && !self.is_patient();
         let next = match self.rng.below(8) {
@@ -232,7 +240,9 @@ impl Watching<'_> {
         if self.last() == 0 && self.temper == Temper::Fresh && !self.waits() {
             self.watchers.clear();
         }
-        if self.temper == Temper::Restless || self.rng.below(2) == 0 {
+        if self.temper == Temper::Alike && self.rng.below(8) != 0 {
+            self.node = self.home;
+        } else if self.temper == Temper::Restless || self.rng.below(2) == 0 {
             self.node = self.rng.below(self.addresses.len() as u64) as usize;
         }
     }
@@ -241,7 +251,7 @@ impl Watching<'_> {
     fn connection(&mut self) -> Result<bool> {
         // A real etcd answers only once it has read the whole request.
         let open = self.shared.kind == Kind::Tally && (self.last() > 0 || self.rng.below(4) != 0);
-        let (own_ids, leader) = (self.rng.below(2) == 0, self.rng.below(4) == 0);
+        let (own_ids, leader) = (self.rng.below(2) == 0 && self.temper != Temper::Alike, self.rng.below(4) == 0);
         let mut requests = Vec::new();
         for index in 0..self.watchers.len() {
             requests.push(self.create(index, own_ids));
@@ -290,6 +300,7 @@ impl Watching<'_> {
             Temper::Steady => 120_000,
             Temper::Slow => 30_000,
             Temper::Restless => 1_000 + self.rng.below(6_000),
+            Temper::Alike => 5_000 + self.rng.below(30_000),
             Temper::Fresh => 3_000 + self.rng.below(9_000),
         });
         let mut asked = begun;
@@ -384,7 +395,7 @@ impl Watching<'_> {
     /// What a stream asks for when it feels like it.
     fn whim(&mut self, own_ids: bool, asked: &mut Instant) -> Option<String> {
         // A question could wake whom the store forgot, and hide that it did.
-        if self.temper == Temper::Steady || self.waits() {
+        if matches!(self.temper, Temper::Steady | Temper::Alike) || self.waits() {
             return None;
         }
         if asked.elapsed() < WHIM_EVERY {
@@ -531,6 +542,7 @@ mod tests {
             shared,
             addresses: &[],
             number: 0,
+            home: 0,
             node: 0,
             temper,
             rng: Rng::new(1),

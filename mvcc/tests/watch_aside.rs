@@ -69,6 +69,26 @@ fn who_is_aside_hears_nothing_and_goes_on_from_where_it_is_said_to() {
     }
 }
 
+/// Between its leaving the range and its coming back nobody wakes it.
+#[test]
+fn who_finds_no_substitute_is_woken_if_something_came_meanwhile() {
+    for comes in [true, false] {
+        let mut store = Store::new();
+        let mut streams = resting(&store, &single("k"), 2);
+        let mut put = Vec::new();
+        assert!(!streams[0].stream.step_aside(2, |_| {
+            put.push(put_of(store.set(if comes { "k" } else { "other" }, "1"), "k", "1"));
+            None
+        }));
+        assert_eq!(streams[0].woken(), usize::from(comes));
+        assert_eq!(streams[0].changes(0), if comes { put } else { vec![] });
+        assert_eq!(store.reader.watch_figures().aside(), 0);
+        let woken = streams[0].woken();
+        store.set("k", "2");
+        assert_eq!(streams[0].woken(), woken + 1);
+    }
+}
+
 #[test]
 fn only_who_has_nothing_else_to_do_steps_aside() {
     let mut store = Store::new();
@@ -206,18 +226,17 @@ fn a_relay_is_not_in_the_figures_and_its_clients_are() {
     let mut streams = resting(&store, &single("k"), 2);
     let mut relay = Watching { stream: store.reader.relay(Default::default()), bell: Arc::default() };
     relay.create(single("k"), 0);
-    for watching in &mut streams {
-        aside(watching).unwrap();
-    }
+    let stands: Vec<_> = streams.iter_mut().map(|watching| aside(watching).unwrap()).collect();
     let all = |store: &Store| {
         let figures = store.reader.watch_figures();
         assert_eq!((figures.slow_watchers(), figures.pending_events()), (0, 0));
         (figures.streams(), figures.watchers(), figures.events(), figures.aside())
     };
     assert_eq!(all(&store), (2, 2, 0, 2));
-    store.set("k", "1");
+    let revision = store.set("k", "1");
     assert_eq!(relay.changes(0).len(), 1);
     assert_eq!(all(&store), (2, 2, 0, 2));
+    stands.iter().for_each(|stand| stand.next.store(revision + 1, SeqCst));
     relay.stream.count_handed_on(2);
     assert_eq!(all(&store), (2, 2, 2, 2));
     store.reopen();

@@ -84,7 +84,6 @@ fn a_state_that_is_received_takes_the_watchers_over() {
     eventually("both of them watch, beside the others", || {
         (node.metric("etcd_debugging_mvcc_watcher_total") == (6 + CROWD) as f64).then_some(())
     });
-    eventually("there is a crowd", || (node.metric("tally_watch_crowd_streams") > 0.0).then_some(()));
     let mut revisions = vec![cluster.node(leader).put("k", "seen before")];
     for _ in 0..2 {
         assert_eq!(number(&watch.result()["header"]["revision"]), revisions[0]);
@@ -92,6 +91,7 @@ fn a_state_that_is_received_takes_the_watchers_over() {
     for watch in &mut crowd {
         assert_eq!(watch.changes(1), [(revisions[0], "k".to_owned(), Some("seen before".to_owned()))]);
     }
+    eventually("there is a crowd", || (node.metric("tally_watch_crowd_streams") == CROWD as f64).then_some(()));
     node.signal("STOP");
     revisions.push(cluster.node(leader).put("k", "missed"));
     cut_off(&cluster, leader, &incompressible());

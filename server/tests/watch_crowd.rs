@@ -81,6 +81,14 @@ fn read(client: Client, watch: &mut JsonWatch, first: i64) {
     }
 }
 
+/// Makes a change that all hear of, after which those who wait for the same do it together. Those who came first do not know
+/// before that they are many.
+fn gather<'a>(tally: &Tally, watches: impl Iterator<Item = &'a mut JsonWatch>, expected: usize) {
+    let revision = tally.put("k", "first");
+    watches.for_each(|watch| assert_eq!(watch.changes(1), [(revision, "k".to_owned(), Some("first".to_owned()))]));
+    eventually("all are in their crowds", || (crowd(tally) == expected as f64).then_some(()));
+}
+
 fn crowd(tally: &Tally) -> f64 {
     tally.metric("tally_watch_crowd_streams")
 }
@@ -97,8 +105,8 @@ fn each_of_many_hears_everything_once_whatever_it_and_the_others_do() {
         }
         (client, watch)
     };
-    let watches: Vec<_> = CLIENTS.into_iter().cycle().take(STREAMS).map(open).collect();
-    eventually("all are in the crowd", || (crowd(&tally) == STREAMS as f64).then_some(()));
+    let mut watches: Vec<_> = CLIENTS.into_iter().cycle().take(STREAMS).map(open).collect();
+    gather(&tally, watches.iter_mut().map(|(_, watch)| watch), STREAMS);
     assert_eq!(tally.metric("etcd_debugging_mvcc_watcher_total"), STREAMS as f64);
     assert_eq!(tally.metric("etcd_debugging_mvcc_watch_stream_total"), STREAMS as f64);
     let first = tally.put("other", "1") + 1;
@@ -122,6 +130,7 @@ fn each_of_many_hears_everything_once_whatever_it_and_the_others_do() {
     });
     eventually("nobody is left", || (tally.metric("etcd_debugging_mvcc_watcher_total") == 0.0).then_some(()));
     assert_eq!((crowd(&tally), tally.metric("etcd_debugging_mvcc_slow_watcher_total")), (0.0, 0.0));
+    assert_eq!(tally.metric("etcd_debugging_mvcc_watch_stream_total"), 0.0);
     tally.stop();
 }
 
@@ -130,17 +139,20 @@ fn what_a_crowd_is_told_is_counted_for_each() {
     let directory = directory();
     let tally = start(directory.path());
     let mut watches: Vec<JsonWatch> = (0..STREAMS).map(|_| JsonWatch::on(&tally.address, key("k"))).collect();
-    eventually("all are in the crowd", || (crowd(&tally) == STREAMS as f64).then_some(()));
+    gather(&tally, watches.iter_mut(), STREAMS);
     let sent = || {
         let of_watch = "grpc_server_msg_sent_total{grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"}";
         tally.metric(of_watch)
     };
-    let before = sent();
+    let (before, events) = (sent(), STREAMS as f64);
+    eventually("what came first is counted", || {
+        (tally.metric("etcd_debugging_mvcc_events_total") == events).then_some(())
+    });
     let revision = tally.put("k", "1");
     for watch in &mut watches {
         assert_eq!(watch.changes(1), [(revision, "k".to_owned(), Some("1".to_owned()))]);
     }
-    eventually("it is counted", || (tally.metric("etcd_debugging_mvcc_events_total") == STREAMS as f64).then_some(()));
+    eventually("it is counted", || (tally.metric("etcd_debugging_mvcc_events_total") == 2.0 * events).then_some(()));
     assert_eq!(sent() - before, STREAMS as f64);
     // They are still there, and told that the server stops.
     assert_eq!(crowd(&tally), STREAMS as f64);
@@ -167,7 +179,7 @@ fn only_who_waits_for_the_same_is_in_a_crowd() {
     let mut numbered: Vec<JsonWatch> = (0..20).map(|_| on(json!({"key": base64("k"), "watch_id": 9}))).collect();
     let mut ranges: Vec<JsonWatch> =
         (0..20).map(|_| on(json!({"key": base64("k"), "range_end": base64("l")}))).collect();
-    eventually("there are two crowds", || (crowd(&tally) == 40.0).then_some(()));
+    gather(&tally, others.iter_mut().chain(&mut numbered).chain(&mut ranges), 40);
     let revision = tally.put("k", "1");
     let expected = [(revision, "k".to_owned(), Some("1".to_owned()))];
     for watch in others.iter_mut().chain(&mut ranges) {

@@ -7,7 +7,8 @@
 //!
 //! **Invariant**: a stream that is aside is at rest: of its only watcher's range, everything before the revision that the
 //! substitute began with has been handed out, and everything from there on is left to the substitute.
-//! **Invariant**: whatever is asked of the stream, it comes back first. So nobody else has to know that it is aside.
+//! **Invariant**: it comes back before anything is done with it that depends on where it is. So nobody else has to know that
+//! it is aside.
 
 use std::sync::Arc;
 
@@ -25,8 +26,8 @@ pub trait Substitute: Send + Sync {
 }
 
 impl Reader {
-    /// A stream whose changes are handed on to the clients of streams that are aside. Those are in the figures, and this one
-    /// is not: see [`WatchStream::count_handed_on`].
+    /// A stream whose changes are handed on to the clients of streams that are aside. Those are counted among the streams,
+    /// watchers and events, and this one is not: see [`WatchStream::count_handed_on`].
     pub fn relay(&self, limits: WatchLimits) -> WatchStream {
         self.stream(limits, false)
     }
@@ -35,7 +36,7 @@ impl Reader {
 impl WatchStream {
     /// Steps aside, if it has nothing to do but to wait for changes of the range of its only watcher, for which `streams_min`
     /// streams wait at least, and if `find` finds a substitute that begins with the revision [`WatchSpec::start`]. True if it
-    /// has; then the waker of the last poll is called only when the store is closed.
+    /// has; then the waker of the last poll is called only when the store is closed. If not, it goes on as before.
     pub fn step_aside(
         &mut self,
         streams_min: usize,
@@ -49,21 +50,31 @@ impl WatchStream {
         if watcher.early || watcher.notes != Notes::Unwanted {
             return false;
         }
-        let (group, filters, prev_kv, mark) = (watcher.group, watcher.filters, watcher.prev_kv, watcher.mark);
-        let topic = Arc::clone(&self.group_mut(group).topic);
-        let Some(start) = topic.step_aside(&self.shared.hub, &self.signal, streams_min) else { return false };
+        let (filters, prev_kv, mark) = (watcher.filters, watcher.prev_kv, watcher.mark);
+        let Some(Some(group)) = self.groups.get(watcher.group as usize) else { return false };
+        let (topic, next) = (Arc::clone(&group.topic), watcher.next.max(group.cursor));
+        let Some(told) = topic.step_aside(&self.shared.hub, &self.signal, streams_min) else { return false };
+        // It may have been given what the hub is about to say that it has told: from history, or from the log.
+        let start = told.max(next);
         let spec = WatchSpec { range: topic.range(), start, id, filters, prev_kv, progress_notify: false, mark };
-        self.shared.hub.figures.aside.add(1);
         self.substitute = find(spec);
-        if self.substitute.is_none() {
-            self.go_on_from(start);
+        if self.substitute.is_some() {
+            self.shared.hub.figures.aside.add(1);
+            return true;
         }
-        self.substitute.is_some()
+        // What came in between has woken nobody.
+        if self.go_on_from(start)
+            && let Some(waker) = self.signal.ring()
+        {
+            waker.wake();
+        }
+        false
     }
 
     /// Comes back if it is aside. Its next poll gives what there is since.
     pub fn come_back(&mut self) {
         if let Some(substitute) = self.substitute.take() {
+            self.shared.hub.figures.aside.sub(1);
             self.go_on_from(substitute.recall());
         }
     }
@@ -73,14 +84,20 @@ impl WatchStream {
         self.shared.hub.figures.count_events(events);
     }
 
-    fn go_on_from(&mut self, next: i64) {
-        self.shared.hub.figures.aside.sub(1);
-        let Some((id, watcher)) = self.watchers.iter_mut().next() else { return };
+    /// Hears of its range again. True if there is something for it already.
+    fn go_on_from(&mut self, next: i64) -> bool {
+        let Some((id, watcher)) = self.watchers.iter_mut().next() else { return false };
         let at = watcher.group;
         self.progress.advance(id, watcher, next);
         let group = self.groups[at as usize].as_mut().expect("a watcher's group exists");
         group.cursor = next;
-        let floor = group.topic.come_back(Subscriber { signal: Arc::clone(&self.signal), group: at });
-        if next < floor { self.fall_behind(id) } else { self.come_level(id) }
+        let subscriber = Subscriber { signal: Arc::clone(&self.signal), group: at };
+        let (floor, is_due) = group.topic.come_back(subscriber, next);
+        if next < floor {
+            self.fall_behind(id)
+        } else {
+            self.come_level(id)
+        }
+        is_due
     }
 }

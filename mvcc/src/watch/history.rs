@@ -32,6 +32,13 @@ pub struct History {
     pub(super) records_max: usize,
 }
 
+impl History {
+    /// Where it begins: everything before has been handed out to the watchers that it is for, or they do not want it.
+    pub fn start(&self) -> i64 {
+        self.cursors.iter().map(|cursor| cursor.next).min().unwrap_or_default()
+    }
+}
+
 /// What was read, for [`WatchStream::absorb`](super::WatchStream::absorb).
 pub struct HistoryRead(pub(super) Vec<(Cursor, Outcome)>);
 

@@ -53,4 +53,4 @@ pub use figures::WatchFigures;
 pub use history::{History, HistoryRead};
 pub(crate) use hub::{Hub, Window};
 pub use spec::{CreateError, Filters, WatchLimits, WatchSpec};
-pub use stream::{Batch, Created, Delivery, PROGRESS_REQUESTS_MAX, Step, WatchStream};
+pub use stream::{Batch, Created, Delivery, PROGRESS_REQUESTS_MAX, Step, StoreId, WatchStream};

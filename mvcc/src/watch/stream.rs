@@ -67,6 +67,16 @@ pub enum Step {
     Closed,
 }
 
+/// Tells a store from the one that replaces it, as long as something is attached to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoreId(usize);
+
+impl StoreId {
+    fn of(shared: &Arc<Shared>) -> StoreId {
+        StoreId(Arc::as_ptr(shared).addr())
+    }
+}
+
 /// Something for the client.
 #[derive(Debug)]
 pub enum Delivery {
@@ -225,7 +235,7 @@ impl WatchStream {
         figures.watchers.sub(self.counted(1));
         if watcher.place != Place::Level {
             self.lagging -= 1;
-            figures.slow.sub(1);
+            figures.slow.sub(self.counted(1));
         }
         let group = self.group_mut(watcher.group);
         if group.watchers.remove(id) {
@@ -278,6 +288,11 @@ impl WatchStream {
         self.shared.published.load().revision
     }
 
+    /// Which store the stream is attached to.
+    pub fn store(&self) -> StoreId {
+        StoreId::of(&self.shared)
+    }
+
     /// How many watchers there are.
     pub fn watchers(&self) -> usize {
         self.watchers.len()
@@ -305,7 +320,7 @@ impl WatchStream {
         (self.todo, self.queued, self.behind) = (VecDeque::new(), Bits::default(), VecDeque::new());
         let reading = self.watchers.values().filter(|watcher| watcher.place == Place::Reading).count();
         self.lagging = reading;
-        figures.slow.add(reading as u64);
+        figures.slow.add(self.counted(reading));
         for at in 0..self.groups.len() {
             let Some(group) = &mut self.groups[at] else { continue };
             let sub = self.shared.hub.subscribe(&group.topic.range(), &self.signal, at as u32);
@@ -389,7 +404,7 @@ impl WatchStream {
         let Some(watcher) = self.watchers.get_mut(id) else { return };
         if watcher.place == Place::Level {
             self.lagging += 1;
-            self.shared.hub.figures.slow.add(1);
+            self.shared.hub.figures.slow.add(u64::from(self.signal.is_counted()));
         }
         watcher.place = Place::Behind;
         self.behind.push_back((id, watcher.serial));
@@ -400,7 +415,7 @@ impl WatchStream {
         let Some(watcher) = self.watchers.get_mut(id) else { return };
         if watcher.place != Place::Level {
             self.lagging -= 1;
-            self.shared.hub.figures.slow.sub(1);
+            self.shared.hub.figures.slow.sub(u64::from(self.signal.is_counted()));
         }
         watcher.place = Place::Level;
         self.progress.join(id, watcher);
@@ -456,7 +471,7 @@ impl WatchStream {
         }
         self.outbox.iter().for_each(|delivery| self.discount(delivery));
         hub.figures.watchers.sub(self.counted(self.watchers.len()));
-        hub.figures.slow.sub(self.lagging as u64);
+        hub.figures.slow.sub(self.counted(self.lagging));
         hub.leave(&self.signal);
     }
 }

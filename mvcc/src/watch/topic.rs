@@ -140,11 +140,11 @@ impl Topic {
         steps.then(|| hub.notified() + 1)
     }
 
-    /// The opposite. Where the topic's log begins.
-    pub(super) fn come_back(&self, one: Subscriber) -> i64 {
+    /// The opposite. Where the topic's log begins, and whether it has something from `next` on.
+    pub(super) fn come_back(&self, one: Subscriber, next: i64) -> (i64, bool) {
         let mut log = self.log();
         log.subscribers.come_back(one);
-        log.floor
+        (log.floor, log.first_from(next).is_some())
     }
 }
 

@@ -142,6 +142,36 @@ fn who_asks_while_a_revision_is_told_is_answered_even_if_that_ends_meanwhile() {
     assert!(matches!(drain(&mut stream)[..], [Delivery::Progress { id: None, revision: told }] if told == revision));
 }
 
+/// What it has read of history is not handed on to it again, though the hub does not say that it is told yet.
+#[test]
+fn who_steps_aside_while_a_revision_is_told_goes_on_after_what_it_has() {
+    let mut store = Store::new();
+    let first = store.set("key");
+    let mut streams: Vec<_> = (0..2).map(|_| store.reader.watch_stream(WatchLimits::default())).collect();
+    for (stream, start) in streams.iter_mut().zip([first, 0]) {
+        stream.create(WatchSpec { start, ..spec("key".to_owned()) }).expect("a watcher");
+    }
+    let revision = store.commit("key");
+    assert!(store.writer.show());
+    let seen = drain(&mut streams[0]);
+    assert!(matches!(&seen[..], [Delivery::Events(batch)] if batch.events.len() == 2), "{seen:?}");
+    // Another that is created meanwhile is told that it is created at the new revision.
+    let mut new = store.reader.watch_stream(WatchLimits::default());
+    assert_eq!(new.create(spec("key".to_owned())).expect("a watcher").revision, revision);
+    assert!(drain(&mut new).is_empty());
+    for stream in [&mut streams[0], &mut new] {
+        let mut start = 0;
+        assert!(!stream.step_aside(2, |spec| {
+            start = spec.start;
+            None
+        }));
+        assert_eq!(start, revision + 1);
+    }
+    store.writer.tell();
+    assert!(drain(&mut streams[0]).is_empty() && drain(&mut new).is_empty());
+    assert_eq!(drain(&mut streams[1]).len(), 1);
+}
+
 #[test]
 fn streams_of_a_topic_come_and_go_without_a_look_at_the_others() {
     let signals: Vec<_> = (0..MANY).map(|number| Arc::new(Signal::new(number, true))).collect();

@@ -64,7 +64,7 @@ enum Turn {
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    // One task holds both sides: who panicked has taken its connection with it.
+    // Whoever panicked while it wrote has left a part of it unsaid at most, which is for its connection to go on with.
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -129,7 +129,7 @@ struct Wire<S> {
     is_reading: bool,
     /// What is being sent past HTTP.
     chunk: Chunk,
-    /// The connection rests until there is more to send past HTTP.
+    /// The connection rests until there is more to send past HTTP. Meanwhile HTTP may have turns, but has nothing to write.
     is_lent: bool,
 }
 
@@ -276,13 +276,23 @@ impl<S: Socket + AsyncWrite> Direct<S> {
     }
 }
 
+/// How a chunk of so many bytes begins, and how long that is.
+fn head(bytes: usize) -> ([u8; HEAD_BYTES_MAX], usize) {
+    let mut head = [0; HEAD_BYTES_MAX];
+    let mut room = &mut head[..];
+    let written = write!(room, "{bytes:x}\r\n");
+    let head_bytes = HEAD_BYTES_MAX - room.len();
+    debug_assert!(written.is_ok(), "there is room for every length");
+    (head, head_bytes)
+}
+
 /// A part of an answer with the frame of a chunk around it, to be sent to many.
 pub(crate) struct Framed(Bytes);
 
 impl Framed {
     /// `part` must not be empty: such a chunk would be the last.
     pub(crate) fn new(part: &[u8]) -> Framed {
-        let Chunk { head, head_bytes, .. } = Chunk::new(Bytes::copy_from_slice(part));
+        let (head, head_bytes) = head(part.len());
         Framed([&head[..head_bytes], part, CRLF].concat().into())
     }
 }
@@ -335,11 +345,7 @@ struct Chunk {
 
 impl Chunk {
     fn new(data: Bytes) -> Chunk {
-        let mut head = [0; HEAD_BYTES_MAX];
-        let mut room = &mut head[..];
-        let written = write!(room, "{:x}\r\n", data.len());
-        let head_bytes = HEAD_BYTES_MAX - room.len();
-        debug_assert!(written.is_ok(), "there is room for every length");
+        let (head, head_bytes) = head(data.len());
         Chunk { head, head_bytes, data, is_framed: false, sent: 0 }
     }
 

@@ -298,7 +298,8 @@ async fn an_answer_that_is_over_at_once_leaves_nothing() {
             served.client.write_all(ASK).await.unwrap();
             served.expect(b"\r\n\r\n1").await;
         }
-        let Served { client, shared, .. } = served;
+        let Served { client, shared, outlet, .. } = served;
+        lock(&outlet).take();
         drop(client);
         while Arc::strong_count(&shared) > 1 {
             yield_now().await;

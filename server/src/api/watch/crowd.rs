@@ -3,7 +3,7 @@
 //! A change that a thousand streams wait for with one watcher each is the same line for all of them. Where each is woken and
 //! asked what there is, its task, its connection, its session and its cursor are gone through for that, which are some twenty
 //! small objects that nobody has touched since the last change, and takes as long as half of the sending. So a stream of
-//! lines that comes to rest looks how many wait for the same range. If they are many, it steps aside ([`Substitute`]) and
+//! lines that comes to rest looks how many, itself among them, wait for the same range. If they are many, it steps aside ([`Substitute`]) and
 //! joins the crowd of its watcher, which has a stream of its own, makes one chunk of each batch, and puts that into the
 //! sockets of its members ([`Outlet`]).
 //!
@@ -24,7 +24,7 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use tally_mvcc::{Delivery, Filters, KeyRange, Step, Substitute, WatchLimits, WatchSpec, WatchStream};
+use tally_mvcc::{Delivery, Filters, KeyRange, Step, StoreId, Substitute, WatchLimits, WatchSpec, WatchStream};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
@@ -36,7 +36,7 @@ use crate::http::{Framed, Outlet};
 
 /// Streams that make a crowd. Of fewer, each for itself is not much slower.
 pub(super) const CROWD_MIN: usize = 16;
-/// Members that are told before others go first: a fraction of a millisecond.
+/// Members that are told before others go first: a fraction of a millisecond, where lines are short.
 const AT_ONCE: usize = 32;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -54,6 +54,7 @@ pub(super) struct Crowds {
 /// What is the same for all members, and with it what they are told.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Watch {
+    store: StoreId,
     range: KeyRange,
     id: i64,
     prev_kv: bool,
@@ -97,11 +98,12 @@ impl Crowds {
         Crowds { home: Handle::current(), by_watch: Arc::default() }
     }
 
-    /// A place in the crowd of those who have the same watcher. None if there cannot be one, or if the crowd has begun to
+    /// A place in the crowd of those who have the same watcher of the same store. None if there cannot be one, or if the crowd has begun to
     /// hand out what the stream has not.
     pub(super) fn join(
         &self,
         state: &Arc<State>,
+        store: StoreId,
         spec: WatchSpec,
         outlet: &Outlet,
         waker: &Waker,
@@ -110,24 +112,33 @@ impl Crowds {
             return None;
         }
         let at = At { next: spec.start, outlet: Some(outlet.clone()), waker: waker.clone() };
-        let watch = Watch { range: spec.range, id: spec.id, prev_kv: spec.prev_kv };
+        let watch = Watch { store, range: spec.range, id: spec.id, prev_kv: spec.prev_kv };
         let mut crowds = lock(&self.by_watch);
-        let crowd = match crowds.get(&watch) {
-            Some(crowd) => Arc::clone(crowd),
+        let known = crowds.get(&watch).map(Arc::clone);
+        let (crowd, new) = match known {
+            Some(crowd) => (crowd, None),
             None => {
-                let crowd = self.open(state, &watch)?;
+                let (crowd, stream) = self.open(state, &watch)?;
                 crowds.insert(watch, Arc::clone(&crowd));
-                crowd
+                (crowd, Some(stream))
             }
         };
+        // Before the task begins: at a stop it ends at once, and takes the crowd out.
         drop(crowds);
+        if let Some(stream) = new {
+            self.home.spawn(tell(Arc::clone(state), stream, Ending(Arc::clone(&crowd))));
+        }
         let member: Arc<dyn Substitute> = crowd.join(at)?;
         Some(member)
     }
 
-    fn open(&self, state: &Arc<State>, watch: &Watch) -> Option<Arc<Crowd>> {
+    fn open(&self, state: &Arc<State>, watch: &Watch) -> Option<(Arc<Crowd>, WatchStream)> {
         let mut stream = state.reads().kv().relay(WatchLimits::default());
-        let Watch { range, id, prev_kv } = watch.clone();
+        let Watch { store, range, id, prev_kv } = watch.clone();
+        // Another has just taken its place.
+        if stream.store() != store {
+            return None;
+        }
         let created = stream.create(WatchSpec { id, prev_kv, ..WatchSpec::new(range) }).ok()?;
         let members = Members { next: created.revision + 1, by_number: BTreeMap::new(), next_number: 0, ended: false };
         let crowd = Arc::new(Crowd {
@@ -136,8 +147,7 @@ impl Crowds {
             members: Mutex::new(members),
             abandoned: Notify::new(),
         });
-        self.home.spawn(tell(Arc::clone(state), stream, Ending(Arc::clone(&crowd))));
-        Some(crowd)
+        Some((crowd, stream))
     }
 }
 
@@ -145,6 +155,12 @@ impl Crowd {
     fn join(self: &Arc<Self>, at: At) -> Option<Arc<Member>> {
         let mut members = lock(&self.members);
         if members.ended || at.next < members.next {
+            let is_empty = members.by_number.is_empty();
+            members.ended |= is_empty;
+            drop(members);
+            if is_empty {
+                self.abandon();
+            }
             return None;
         }
         let number = members.next_number;
@@ -162,9 +178,14 @@ impl Crowd {
             members.ended
         };
         if is_last {
-            self.forget();
-            self.abandoned.notify_one();
+            self.abandon();
         }
+    }
+
+    /// Nobody is there, and nobody can join.
+    fn abandon(&self) {
+        self.forget();
+        self.abandoned.notify_one();
     }
 
     /// Takes it out of the list of all.
@@ -172,6 +193,17 @@ impl Crowd {
         let mut all = lock(&self.all);
         if all.get(&self.watch).is_some_and(|crowd| std::ptr::eq(&**crowd, self)) {
             all.remove(&self.watch);
+        }
+    }
+
+    /// Notes that there was nothing before this revision that has not been handed out. A member whose cursor stayed behind while
+    /// its keys were quiet would otherwise read it all again when it is recalled, or find it compacted.
+    fn note(&self, next: i64) {
+        for member in lock(&self.members).by_number.values() {
+            let mut at = lock(&member.at);
+            if at.outlet.is_some() {
+                at.next = at.next.max(next);
+            }
         }
     }
 
@@ -245,10 +277,13 @@ async fn tell(state: Arc<State>, mut stream: WatchStream, crowd: Ending) {
                 stream.count_handed_on(events * count);
             }
             Step::Deliver(Delivery::Progress { .. }) => {}
-            Step::Read(history) => match read_history(Arc::clone(&state), history).await {
-                Ok(read) => stream.absorb(read),
-                Err(_) => return,
-            },
+            Step::Read(history) => {
+                crowd.note(history.start());
+                match read_history(Arc::clone(&state), history).await {
+                    Ok(read) => stream.absorb(read),
+                    Err(_) => return,
+                }
+            }
             // Another store has taken the place of this one, or what comes next cannot be had. Each stream finds out by itself.
             Step::Deliver(Delivery::Canceled { .. } | Delivery::Failed(_)) | Step::Closed => return,
         }

@@ -44,6 +44,8 @@ pub(crate) struct Session {
     ticker: Option<Pin<Box<Sleep>>>,
     /// The client will ask nothing any more.
     closed: bool,
+    /// None of its watchers was of a kind that no crowd is of.
+    is_plain: bool,
     /// Requests taken since others went first, or there was none.
     taken: usize,
 }
@@ -133,6 +135,7 @@ impl Session {
             history: None,
             ticker: None,
             closed: false,
+            is_plain: true,
             taken: 0,
         })
     }
@@ -174,6 +177,7 @@ impl Session {
         // The empty key is below every other.
         let key = if message.key.is_empty() { Bytes::from_static(b"\0") } else { message.key };
         let filtered = |filter| message.filters.contains(&filter);
+        self.is_plain &= message.filters.is_empty() && !message.fragment && !message.progress_notify;
         let spec = KeyRange::new(key, message.range_end).map(|range| WatchSpec {
             range,
             start: message.start_revision,
@@ -314,9 +318,10 @@ impl Session {
     /// Has a crowd tell the client of changes from now on, if there is nothing else to tell it and many wait for the same.
     /// `waker` is called when something else comes up.
     pub(super) fn join_crowd(&mut self, outlet: &Outlet, waker: &Waker) {
-        if self.said.is_empty() && self.history.is_none() && self.ticker.is_none() {
+        if self.is_plain && self.said.is_empty() && self.history.is_none() {
             let Session { state, stream, .. } = self;
-            stream.step_aside(CROWD_MIN, |spec| state.watches.crowds.join(state, spec, outlet, waker));
+            let store = stream.store();
+            stream.step_aside(CROWD_MIN, |spec| state.watches.crowds.join(state, store, spec, outlet, waker));
         }
     }
 

@@ -43,10 +43,11 @@ pub(crate) struct Seen {
 pub(crate) const SNAPSHOTS_RECEIVED: &str = "snapshots received";
 
 /// The counters that are read: a name for people, the metric, and whether it is a gauge whose rises are counted.
-const COUNTERS: [(&str, &str, bool); 3] = [
+const COUNTERS: [(&str, &str, bool); 4] = [
     ("snapshots sent", "etcd_network_snapshot_send_success", false),
     (SNAPSHOTS_RECEIVED, "etcd_network_snapshot_receive_success", false),
     ("log cuts", "tally_log_purged_index", true),
+    ("rises of the number of streams told together", "tally_watch_crowd_streams", true),
 ];
 
 impl Seen {

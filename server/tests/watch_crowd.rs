@@ -15,6 +15,9 @@ const PUTS: usize = 300;
 /// Of every tenth value. All of them are more than a socket has room for.
 const LARGE_BYTES: usize = 300_000;
 
+/// What the key has before everything else.
+const FIRST: &str = "first";
+
 /// How a client behaves while changes come.
 #[derive(Clone, Copy, Debug)]
 enum Client {
@@ -72,9 +75,11 @@ fn read(client: Client, watch: &mut JsonWatch, first: i64) {
             assert_eq!((*revision, &key[..]), (first + seen as i64, "k"), "{client:?}");
             assert!(found.as_ref() == Some(&value(seen)), "{client:?} of {seen}");
             let previous = &result["events"][at]["prev_kv"];
-            match (client, seen) {
-                (WantsPrevious, 1..) => assert!(previous["value"] == base64(&value(seen - 1)), "{client:?} of {seen}"),
-                _ => assert_eq!(*previous, Value::Null),
+            if matches!(client, WantsPrevious) {
+                let before = if seen == 0 { FIRST.to_owned() } else { value(seen - 1) };
+                assert!(previous["value"] == base64(&before), "{client:?} of {seen}");
+            } else {
+                assert_eq!(*previous, Value::Null);
             }
             seen += 1;
         }
@@ -84,8 +89,8 @@ fn read(client: Client, watch: &mut JsonWatch, first: i64) {
 /// Makes a change that all hear of, after which those who wait for the same do it together. Those who came first do not know
 /// before that they are many.
 fn gather<'a>(tally: &Tally, watches: impl Iterator<Item = &'a mut JsonWatch>, expected: usize) {
-    let revision = tally.put("k", "first");
-    watches.for_each(|watch| assert_eq!(watch.changes(1), [(revision, "k".to_owned(), Some("first".to_owned()))]));
+    let revision = tally.put("k", FIRST);
+    watches.for_each(|watch| assert_eq!(watch.changes(1), [(revision, "k".to_owned(), Some(FIRST.to_owned()))]));
     eventually("all are in their crowds", || (crowd(tally) == expected as f64).then_some(()));
 }
 

@@ -98,8 +98,8 @@ impl Crowds {
         Crowds { home: Handle::current(), by_watch: Arc::default() }
     }
 
-    /// A place in the crowd of those who have the same watcher of the same store. None if there cannot be one, or if the crowd has begun to
-    /// hand out what the stream has not.
+    /// A place in the crowd of those who have the same watcher of the same store. None if there cannot be one, or if the crowd
+    /// has begun to hand out what the stream has not.
     pub(super) fn join(
         &self,
         state: &Arc<State>,
